@@ -1,0 +1,142 @@
+"""Statements that a chapter checks, and numbers that its prose quotes.
+
+Both leave their record in the outputs of the notebook, so that it is there also when the outputs come from a cache.
+Nothing here needs Sphinx: in Colab a claim shows as one line, and a glued number shows nothing.
+"""
+
+import html
+import json
+import math
+from numbers import Real
+from pathlib import Path
+
+from IPython.display import display
+
+CLAIM_MIME = "application/vnd.kernel-regimes.claim+json"
+
+
+class ClaimError(AssertionError):
+    """A claim that does not hold, or whose measured value is not a finite number."""
+
+
+def glue(name, value):
+    """Keep a number (or text) under a name, for the prose to insert: in MyST, ``{glue:text}`name:.2f```.
+
+    The output it emits is the one that MyST-NB reads; a plain notebook shows nothing.
+    """
+    prefix = "application/papermill.record/"
+    value = float(value) if isinstance(value, Real) and not isinstance(value, int) else value
+    display(
+        {prefix + "text/plain": repr(value)},
+        metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
+        raw=True,
+    )
+
+
+def claim(name, statement, measured, expected, *, source, tolerance=None, interval=None):
+    """State a quantitative claim, show it as one line, record it, and stop the chapter where it does not hold.
+
+    Parameters
+    ----------
+    name : str
+        Also the name under which the measured value is glued.
+    statement : str
+        One sentence.
+    measured : float
+    expected : float or (float, float)
+        A value, with its `tolerance`, or a closed range; an end may be infinite.
+    source : str
+        Where the expectation comes from: paper and equation, or how it was computed.
+    tolerance : float, optional
+        Absolute; given exactly where `expected` is a value.
+    interval : (float, float), optional
+        Confidence interval of the measured value, for the record; glued as ``name_low`` and ``name_high``.
+
+    Raises
+    ------
+    ClaimError
+        Where the measured value is outside the range or not finite. The line is shown first.
+    """
+    low, high = _range(expected, tolerance)
+    measured = float(measured)
+    record = {
+        "name": name,
+        "statement": statement,
+        "measured": measured,
+        "interval": None if interval is None else [float(end) for end in interval],
+        "expected": _describe(expected, tolerance),
+        "source": source,
+        "holds": math.isfinite(measured) and low <= measured <= high,
+    }
+    display({"text/plain": _line(record), "text/html": _html_line(record), CLAIM_MIME: record}, raw=True)
+    if not record["holds"]:
+        raise ClaimError(_line(record))
+    glue(name, measured)
+    if interval is not None:
+        glue(f"{name}_low", interval[0])
+        glue(f"{name}_high", interval[1])
+
+
+def recorded_claims(notebook):
+    """Claims recorded in an executed notebook, in order: a list of dicts with the keys of `claim` and ``holds``.
+
+    Parameters
+    ----------
+    notebook : path
+        An executed ``.ipynb``, for instance one that the build leaves in ``_build/jupyter_execute``.
+    """
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    outputs = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+    return [data[CLAIM_MIME] for data in outputs if CLAIM_MIME in data]
+
+
+def _range(expected, tolerance):
+    if isinstance(expected, Real):
+        if tolerance is None:
+            raise ValueError(f"tolerance: expected a number, as expected={expected} is a value, got None")
+        return expected - tolerance, expected + tolerance
+    if tolerance is not None:
+        raise ValueError(f"tolerance: expected None, as expected={expected} is a range, got {tolerance}")
+    low, high = expected
+    if not low <= high:
+        raise ValueError(f"expected: expected a range (low, high), got {expected}")
+    return low, high
+
+
+def _describe(expected, tolerance):
+    if isinstance(expected, Real):
+        return f"{_number(expected)} ± {_number(tolerance)}"
+    low, high = expected
+    if low == -math.inf:
+        return f"at most {_number(high)}"
+    if high == math.inf:
+        return f"at least {_number(low)}"
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _number(value):
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}", 1) if value < 0 else f"{value:.3g}"
+
+
+def _measured(record):
+    interval = record["interval"]
+    ends = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
+    return _number(record["measured"]) + ends
+
+
+def _line(record):
+    verdict = "Claim holds" if record["holds"] else f"Claim {record['name']!r} does not hold"
+    return (
+        f"{verdict}: {record['statement']} Measured {_measured(record)}, "
+        f"expected {record['expected']} ({record['source']})."
+    )
+
+
+def _html_line(record):
+    mark = "✓" if record["holds"] else "✗"
+    text = {key: html.escape(str(record[key])) for key in ("name", "statement", "expected", "source")}
+    return (
+        f'<p class="claim"><strong>{mark} Claim.</strong> {text["statement"]} '
+        f"<strong>Measured {html.escape(_measured(record))}</strong>, expected {text['expected']} "
+        f"<em>({text['source']})</em>.</p>"
+    )

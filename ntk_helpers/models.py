@@ -1,0 +1,131 @@
+"""Fully connected networks in the parameterizations of the theory, one at a time or many seeds at once."""
+
+import math
+
+import torch
+from torch import nn
+
+from ntk_helpers._checks import require_non_negative, require_positive, require_positive_integer
+
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "erf": torch.erf,
+    "gelu": nn.functional.gelu,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "abs": torch.abs,
+    "identity": lambda z: z,
+}
+
+
+class MLP(nn.Module):
+    r"""A fully connected network, or an ensemble of them that trains as one.
+
+    In the NTK parameterization (Jacot et al. 2018, section 3) a layer is
+    :math:`z = (\sigma_w / \sqrt{n_\mathrm{in}}) W h + \sigma_b b` with all entries of :math:`W` and :math:`b`
+    drawn from N(0, 1); in the standard one it is :math:`z = W h + b` with :math:`W \sim N(0, \sigma_w^2 /
+    n_\mathrm{in})` and :math:`b \sim N(0, \sigma_b^2)`. All layers, the readout included, share `w_std` and `b_std`.
+
+    Parameters
+    ----------
+    d_in, width, depth, d_out : int
+        Input dimension, size of each hidden layer, number of hidden layers (0 for the linear model), outputs.
+    activation : str or callable
+        A name in ``ACTIVATIONS``, or an elementwise function of a tensor.
+    w_std, b_std : float
+        Standard deviations. ``b_std=None`` leaves the biases out; ``b_std=0.0`` in the standard parameterization
+        keeps them, starting at zero and trained.
+    parameterization : {"ntk", "standard"}
+    seed : int
+        One network: parameters ``weights.l`` of shape (fan_out, fan_in) and ``biases.l`` of shape (fan_out,).
+    seeds : sequence of int
+        An ensemble instead: every parameter has a leading axis over the seeds, and member s is the network of
+        ``seed=seeds[s]``. Exactly one of `seed` and `seeds` is given.
+    dtype, device
+        Of the parameters. The draws do not depend on them: they are made on the CPU in float64, then converted.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of wrong type or value, by name.
+    """
+
+    def __init__(
+        self,
+        d_in,
+        width,
+        depth,
+        d_out=1,
+        *,
+        activation="relu",
+        w_std=2**0.5,
+        b_std=0.1,
+        parameterization="ntk",
+        seed=None,
+        seeds=None,
+        dtype=torch.float64,
+        device=None,
+    ):
+        super().__init__()
+        for name, value in {"d_in": d_in, "width": width, "d_out": d_out}.items():
+            require_positive_integer(name, value)
+        require_positive_integer("depth + 1", depth + 1)
+        require_positive("w_std", w_std)
+        if b_std is not None:
+            require_non_negative("b_std", b_std)
+        if parameterization not in ("ntk", "standard"):
+            raise ValueError(f'parameterization: expected "ntk" or "standard", got {parameterization!r}')
+        if (seed is None) == (seeds is None):
+            raise ValueError(f"seed, seeds: expected exactly one, got seed={seed}, seeds={seeds}")
+
+        self.activation = _activation(activation)
+        self.ensemble_size = None if seeds is None else len(seeds)
+        sizes = [d_in, *[width] * depth, d_out]
+        self._w_scales = [w_std / math.sqrt(fan_in) for fan_in in sizes[:-1]]
+        self._b_scale = b_std
+        draws = _draws(sizes, b_std is not None, [seed] if seeds is None else seeds)
+        if seeds is None:
+            draws = [[draw.squeeze(0) for draw in kind] for kind in draws]
+        weights, biases = draws
+        if parameterization == "standard":  # the scales go into the parameters and leave the layer
+            weights = [scale * weight for scale, weight in zip(self._w_scales, weights, strict=True)]
+            biases = [b_std * bias for bias in biases]
+            self._w_scales, self._b_scale = [1.0] * len(weights), 1.0
+        self.weights = nn.ParameterList(weight.to(device, dtype) for weight in weights)
+        self.biases = nn.ParameterList(bias.to(device, dtype) for bias in biases)
+
+    def forward(self, x):
+        """Map inputs (n, d_in) to outputs (n, d_out), or (S, n, d_out) for an ensemble of S seeds."""
+        h = self._layer(0, x)
+        for layer in range(1, len(self.weights)):
+            h = self._layer(layer, self.activation(h))
+        return h
+
+    def _layer(self, layer, h):
+        # The scale multiplies the small factor: h has a row for every point.
+        z = h @ (self._w_scales[layer] * self.weights[layer]).mT
+        return z + self._b_scale * self.biases[layer].unsqueeze(-2) if len(self.biases) else z
+
+
+def _activation(activation):
+    if callable(activation):
+        return activation
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected a callable or one of {sorted(ACTIVATIONS)}, got {activation!r}")
+    return ACTIVATIONS[activation]
+
+
+def _draws(sizes, with_biases, seeds):
+    """Standard normal weights (S, fan_out, fan_in) and biases (S, fan_out) a layer, each seed from its own generator."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def normal(*shape):
+        return torch.stack([torch.randn(shape, generator=g, dtype=torch.float64) for g in generators])
+
+    weights, biases = [], []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        weights.append(normal(fan_out, fan_in))
+        if with_biases:
+            biases.append(normal(fan_out))
+    return weights, biases

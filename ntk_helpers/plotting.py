@@ -1,0 +1,97 @@
+"""One style for all figures: palette, bands over seeds, and power laws on log-log axes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import seaborn as sns
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from scipy import stats
+
+# Three roles that every chapter shares: colour-blind safe (Okabe and Ito 2008), and never told apart by colour alone.
+NETWORK = {"color": "#0072B2", "linestyle": "-"}
+LINEARIZED = {"color": "#D55E00", "linestyle": "--"}
+KERNEL = {"color": "#000000", "linestyle": ":"}
+
+
+def use_style():
+    """Set the style of the book's figures for this session: fonts, grid, palette, and vector output in notebooks."""
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        palette=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"],
+        rc={
+            "figure.constrained_layout.use": True,
+            "figure.figsize": (7.0, 4.0),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "grid.color": "#e6e6e6",
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "svg.hashsalt": "kernel-regimes",  # the same figure gives the same file
+        },
+    )
+    set_matplotlib_formats("svg", metadata={"Date": None})
+
+
+def band(ax, x, samples, *, quantiles=(0.1, 0.9), label=None, **style):
+    """Draw the median of samples (S, len(x)) over their first axis, and a band between two quantiles.
+
+    `x` and `samples` are tensors or arrays; `style` goes to the line, its colour to the band too.
+    """
+    x, samples = np.asarray(x), np.asarray(samples)
+    (line,) = ax.plot(x, np.median(samples, axis=0), label=label, **style)
+    low, high = np.quantile(samples, quantiles, axis=0)
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    return line
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """A law ``prefactor * x ** exponent``; `low` and `high` are the ends of the exponent's confidence interval."""
+
+    exponent: float
+    low: float
+    high: float
+    prefactor: float
+
+    @property
+    def interval(self):
+        """The confidence interval of the exponent, (low, high)."""
+        return self.low, self.high
+
+    def __call__(self, x):
+        """Evaluate the law at `x`."""
+        return self.prefactor * np.asarray(x, dtype=float) ** self.exponent
+
+
+def fit_power_law(x, samples, *, confidence=0.95):
+    """Fit a line to log(samples) against log(x) for each sample, and average over them.
+
+    The samples are independent repetitions (seeds), so that the spread of their slopes gives a Student t interval for
+    the mean slope, whatever the errors along one curve have in common.
+
+    Parameters
+    ----------
+    x : array (k,)
+        At least two distinct positive values.
+    samples : array (S, k)
+        Positive, S at least 2.
+
+    Returns
+    -------
+    PowerLaw
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes or values that have no logarithm.
+    """
+    x, samples = np.asarray(x, dtype=float), np.asarray(samples, dtype=float)
+    if samples.ndim != 2 or samples.shape[0] < 2 or x.shape != samples.shape[1:] or len(x) < 2:
+        raise ValueError(f"samples: expected shape (S, {len(x)}) with S and len(x) at least 2, got {samples.shape}")
+    if not (np.isfinite(samples).all() and (samples > 0).all() and (x > 0).all()):
+        raise ValueError("x, samples: expected positive finite values, got others")
+    slopes, intercepts = np.polyfit(np.log(x), np.log(samples).T, deg=1)
+    mean, error = slopes.mean(), stats.sem(slopes)
+    reach = error * stats.t.ppf((1 + confidence) / 2, df=len(slopes) - 1)
+    return PowerLaw(mean, mean - reach, mean + reach, np.exp(intercepts.mean()))
