@@ -12,7 +12,7 @@ from pathlib import Path
 
 from IPython.display import display
 
-CLAIM_MIME = "application/vnd.kernel-regimes.claim+json"
+CLAIM_KEY = "claim"  # in the metadata of the output that shows it
 
 
 class ClaimError(AssertionError):
@@ -20,12 +20,13 @@ class ClaimError(AssertionError):
 
 
 def glue(name, value):
-    """Keep a number (or text) under a name, for the prose to insert: in MyST, ``{glue:text}`name:.2f```.
+    """Keep a value under a name, for the prose to insert: in MyST, ``{glue:text}`name:.2f```.
 
-    The output it emits is the one that MyST-NB reads; a plain notebook shows nothing.
+    The value is a str, an int, or what converts to a float (a tensor of one element, say). The output that this emits is
+    the one that MyST-NB reads; a plain notebook shows nothing.
     """
+    value = value if isinstance(value, str | int) else float(value)
     prefix = "application/papermill.record/"
-    value = float(value) if isinstance(value, Real) and not isinstance(value, int) else value
     display(
         {prefix + "text/plain": repr(value)},
         metadata={"scrapbook": {"name": name, "mime_prefix": prefix}},
@@ -57,8 +58,8 @@ def claim(name, statement, measured, expected, *, source, tolerance=None, interv
     ClaimError
         Where the measured value is outside the range or not finite. The line is shown first.
     """
-    low, high = _range(expected, tolerance)
     measured = float(measured)
+    low, high = _range(expected, tolerance)
     record = {
         "name": name,
         "statement": statement,
@@ -66,9 +67,9 @@ def claim(name, statement, measured, expected, *, source, tolerance=None, interv
         "interval": None if interval is None else [float(end) for end in interval],
         "expected": _describe(expected, tolerance),
         "source": source,
-        "holds": math.isfinite(measured) and low <= measured <= high,
+        "holds": math.isfinite(measured) and bool(low <= measured <= high),
     }
-    display({"text/plain": _line(record), "text/html": _html_line(record), CLAIM_MIME: record}, raw=True)
+    display({"text/plain": _line(record), "text/html": _html_line(record)}, metadata={CLAIM_KEY: record}, raw=True)
     if not record["holds"]:
         raise ClaimError(_line(record))
     glue(name, measured)
@@ -86,8 +87,8 @@ def recorded_claims(notebook):
         An executed ``.ipynb``, for instance one that the build leaves in ``_build/jupyter_execute``.
     """
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    outputs = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
-    return [data[CLAIM_MIME] for data in outputs if CLAIM_MIME in data]
+    outputs = (output.get("metadata", {}) for cell in cells for output in cell.get("outputs", []))
+    return [metadata[CLAIM_KEY] for metadata in outputs if CLAIM_KEY in metadata]
 
 
 def _range(expected, tolerance):

@@ -1,0 +1,51 @@
+# Everything starts here: `make help` lists the targets.
+PYTHON ?= python3
+BOOK ?= .
+PORT ?= 8000
+BIN := $(CURDIR)/.venv/bin
+READY := .venv/.ready
+
+.PHONY: help book serve lab notebooks test lint format clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+# The environment is made anew when the pins or the package's metadata change, and reused otherwise.
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("expected Python 3.11 or newer, got " + sys.version)'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+book: $(READY) ## execute every chapter and render the site
+	$(BIN)/jupyter-book build $(BOOK) -W -n --keep-going --all
+	@echo "The book is at $(BOOK)/_build/html/index.html"
+
+serve: ## serve the rendered site on loopback (PORT=8000)
+	$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+lab: $(READY) ## open the chapters in JupyterLab
+	$(BIN)/jupyter lab book
+
+notebooks: $(READY) ## turn every chapter into a plain notebook in notebooks/
+	$(BIN)/python tools/make_notebooks.py
+
+test: notebooks ## run the unit tests and every chapter
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --durations=0 notebooks
+
+lint: $(READY) ## check format and style of the package, tests, tools and chapters
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python tools/lint_chapters.py
+
+format: $(READY) ## format the package, tests, tools and chapters in place
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python tools/lint_chapters.py --fix
+
+clean: ## remove what was built: the site, the notebooks, the environment
+	rm -rf _build notebooks .venv .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

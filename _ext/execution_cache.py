@@ -1,0 +1,31 @@
+"""Keep the outputs of chapters in a folder named after what they depend on, so that none is ever stale.
+
+The cache of MyST-NB knows a notebook by its code cells. What the cells import is not part of them: this names the cache
+after a digest of the package and of the pinned requirements too.
+"""
+
+import hashlib
+from pathlib import Path
+
+import ntk_helpers
+
+PACKAGE = Path(ntk_helpers.__file__).parent
+
+
+def cache_folder(book):
+    """Folder with the outputs of the book's chapters for the present state of the package and its pins."""
+    book, digest = Path(book), hashlib.sha256()
+    sources = sorted(p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    for path in [*sources, PACKAGE.parent / "requirements.txt"]:
+        digest.update(path.relative_to(PACKAGE.parent).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return book / "_build" / ".jupyter_cache" / digest.hexdigest()[:16]
+
+
+def _set_cache(app, config):
+    config.nb_execution_cache_path = str(cache_folder(app.srcdir))
+
+
+def setup(app):
+    # Before MyST-NB reads its configuration, which it does at the builder's start.
+    app.connect("config-inited", _set_cache, priority=400)
+    return {"parallel_read_safe": True}

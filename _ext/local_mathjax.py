@@ -1,0 +1,27 @@
+"""Serve MathJax from the site itself: the bundle and the fonts that a page needs, out of an installed package."""
+
+import shutil
+from importlib.metadata import distribution
+from pathlib import Path
+
+BUNDLE = "tex-mml-chtml.js"
+FONTS = "output/chtml/fonts/woff-v2"
+
+
+def _use_local(app, config):
+    config.mathjax_path = f"mathjax/{BUNDLE}"
+
+
+def _copy(app):
+    if app.builder.format != "html":
+        return
+    source = Path(distribution("sphinx-mathjax-offline").locate_file("sphinx-mathjax-offline/static/mathjax"))
+    target = Path(app.outdir) / "_static" / "mathjax"
+    shutil.copytree(source / FONTS, target / FONTS, dirs_exist_ok=True)
+    shutil.copy2(source / BUNDLE, target / BUNDLE)
+
+
+def setup(app):
+    app.connect("config-inited", _use_local)
+    app.connect("builder-inited", _copy)
+    return {"parallel_read_safe": True}

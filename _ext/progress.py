@@ -1,0 +1,44 @@
+"""Say how long each chapter took: on the console as it is read, and in its page by the role ``{run-time}``.
+
+The text of the role is what stands there for a page that was not executed.
+"""
+
+import time
+
+from docutils import nodes
+from myst_nb.sphinx_ import NbMetadataCollector
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
+
+logger = logging.getLogger(__name__)
+
+
+class run_time(nodes.inline):
+    """Stands for the run time of the chapter until that is known."""
+
+
+class RunTimeRole(SphinxRole):
+    def run(self):
+        return [run_time(self.rawtext, self.text)], []
+
+
+def _start(app, docname, source):
+    app.env.temp_data["reading_since"] = time.perf_counter()
+
+
+def _finish(app, doctree):
+    elapsed = time.perf_counter() - app.env.temp_data["reading_since"]
+    executed = NbMetadataCollector.get_exec_data(app.env, app.env.docname) or {}
+    seconds = executed.get("runtime")
+    for node in list(doctree.findall(run_time)):
+        node.replace_self(nodes.Text(f"{seconds:.0f} s" if seconds else node.astext()))
+    if seconds:
+        from_cache = f", outputs from the cache (executed in {seconds:.1f} s)" if seconds > elapsed else ""
+        logger.info("\n%s: %.1f s%s", app.env.docname, elapsed, from_cache)
+
+
+def setup(app):
+    app.add_role("run-time", RunTimeRole())
+    app.connect("source-read", _start)
+    app.connect("doctree-read", _finish)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,43 @@
+"""Decide the address of the repository in one place; without one, pages have no repository, edit or issue button.
+
+It is the environment variable BOOK_REPOSITORY (owner/name), else GITHUB_REPOSITORY as GitHub Actions sets it, else the
+git remote `origin` where that is a GitHub address.
+"""
+
+import os
+import re
+import subprocess
+
+from sphinx.errors import ConfigError
+
+OWNER_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+GITHUB_REMOTE = re.compile(r"(?:https://|ssh://git@|git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?")
+
+
+def find_repository(folder, environment=os.environ):
+    """Return ``owner/name`` of the book's GitHub repository, or None where it is not known."""
+    for variable in ("BOOK_REPOSITORY", "GITHUB_REPOSITORY"):
+        if value := environment.get(variable):
+            if not OWNER_NAME.fullmatch(value):
+                raise ConfigError(f"{variable}: expected owner/name, got {value!r}")
+            return value
+    git = subprocess.run(
+        ["git", "-C", str(folder), "remote", "get-url", "origin"], capture_output=True, text=True, check=False
+    )
+    remote = GITHUB_REMOTE.fullmatch(git.stdout.strip())
+    return remote.group(1) if remote else None
+
+
+def _set_buttons(app, config):
+    repository = find_repository(app.srcdir)
+    config.html_theme_options |= {
+        "repository_url": f"https://github.com/{repository}" if repository else "",
+        "use_repository_button": bool(repository),
+        "use_edit_page_button": bool(repository),
+        "use_issues_button": bool(repository),
+    }
+
+
+def setup(app):
+    app.connect("config-inited", _set_buttons, priority=400)
+    return {"parallel_read_safe": True}
