@@ -7,6 +7,9 @@ after a digest of the package and of the pinned requirements too.
 import hashlib
 from pathlib import Path
 
+import jupytext
+from jupyter_cache import get_cache
+
 import ntk_helpers
 
 PACKAGE = Path(ntk_helpers.__file__).parent
@@ -19,6 +22,21 @@ def cache_folder(book):
     for path in [*sources, PACKAGE.parent / "requirements.txt"]:
         digest.update(path.relative_to(PACKAGE.parent).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return book / "_build" / ".jupyter_cache" / digest.hexdigest()[:16]
+
+
+def executed_notebook(book, chapter):
+    """The chapter with the outputs of its present state, and the seconds that took; None if not executed.
+
+    The outputs are an nbformat notebook.
+    """
+    if not (folder := cache_folder(book)).exists():
+        return None
+    cache = get_cache(folder)
+    try:
+        record, notebook = cache.merge_match_into_notebook(jupytext.read(chapter))
+    except KeyError:
+        return None
+    return notebook, cache.get_cache_record(record).data["execution_seconds"]
 
 
 def _set_cache(app, config):

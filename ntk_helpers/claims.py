@@ -5,10 +5,7 @@ Nothing here needs Sphinx: in Colab a claim shows as one line, and a glued numbe
 """
 
 import html
-import json
 import math
-from numbers import Real
-from pathlib import Path
 
 from IPython.display import display
 
@@ -22,8 +19,8 @@ class ClaimError(AssertionError):
 def glue(name, value):
     """Keep a value under a name, for the prose to insert: in MyST, ``{glue:text}`name:.2f```.
 
-    The value is a str, an int, or what converts to a float (a tensor of one element, say). The output that this emits is
-    the one that MyST-NB reads; a plain notebook shows nothing.
+    The value is a str, an int, or what converts to a float (a tensor of one element, say). The output that this emits
+    is the one that MyST-NB reads; a plain notebook shows nothing.
     """
     value = value if isinstance(value, str | int) else float(value)
     prefix = "application/papermill.record/"
@@ -79,35 +76,34 @@ def claim(name, statement, measured, expected, *, source, tolerance=None, interv
 
 
 def recorded_claims(notebook):
-    """Claims recorded in an executed notebook, in order: a list of dicts with the keys of `claim` and ``holds``.
+    """Claims recorded in an executed notebook, in order: dicts with the keys of `claim`, and whether it ``holds``.
 
     Parameters
     ----------
-    notebook : path
-        An executed ``.ipynb``, for instance one that the build leaves in ``_build/jupyter_execute``.
+    notebook : mapping
+        In nbformat 4, as `nbformat.read` or `json.load` give it.
     """
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    outputs = (output.get("metadata", {}) for cell in cells for output in cell.get("outputs", []))
-    return [metadata[CLAIM_KEY] for metadata in outputs if CLAIM_KEY in metadata]
+    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", []))
+    return [output["metadata"][CLAIM_KEY] for output in outputs if CLAIM_KEY in output.get("metadata", {})]
 
 
 def _range(expected, tolerance):
-    if isinstance(expected, Real):
+    if not isinstance(expected, tuple | list):
         if tolerance is None:
             raise ValueError(f"tolerance: expected a number, as expected={expected} is a value, got None")
-        return expected - tolerance, expected + tolerance
+        return float(expected - tolerance), float(expected + tolerance)
     if tolerance is not None:
         raise ValueError(f"tolerance: expected None, as expected={expected} is a range, got {tolerance}")
-    low, high = expected
+    low, high = map(float, expected)
     if not low <= high:
         raise ValueError(f"expected: expected a range (low, high), got {expected}")
     return low, high
 
 
 def _describe(expected, tolerance):
-    if isinstance(expected, Real):
+    if tolerance is not None:
         return f"{_number(expected)} ± {_number(tolerance)}"
-    low, high = expected
+    low, high = map(float, expected)
     if low == -math.inf:
         return f"at most {_number(high)}"
     if high == math.inf:
@@ -115,14 +111,14 @@ def _describe(expected, tolerance):
     return f"{_number(low)} to {_number(high)}"
 
 
-def _number(value):
-    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}", 1) if value < 0 else f"{value:.3g}"
+def _number(value, spec=".3g"):
+    return f"{value:{spec}}".replace("-", "\N{MINUS SIGN}")
 
 
 def _measured(record):
     interval = record["interval"]
     ends = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
-    return _number(record["measured"]) + ends
+    return f"{_number(record['measured'], '#.3g').rstrip('.')}{ends}"
 
 
 def _line(record):

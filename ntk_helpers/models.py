@@ -1,6 +1,7 @@
 """Fully connected networks in the parameterizations of the theory, one at a time or many seeds at once."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -117,14 +118,14 @@ def _activation(activation):
 
 
 def _draws(sizes, with_biases, seeds):
-    """Standard normal weights (S, fan_out, fan_in) and biases (S, fan_out) a layer, each seed from its own generator."""
+    """Standard normal weights (S, fan_out, fan_in) and biases (S, fan_out), each seed from a generator of its own."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def normal(*shape):
         return torch.stack([torch.randn(shape, generator=g, dtype=torch.float64) for g in generators])
 
     weights, biases = [], []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         weights.append(normal(fan_out, fan_in))
         if with_biases:
             biases.append(normal(fan_out))

@@ -16,7 +16,7 @@ from ntk_helpers._checks import Arguments, require_non_negative
 
 @dataclass(frozen=True)
 class KernelRidge:
-    """A fitted kernel ridge regression; call it with ``k_test_train`` (..., m, n) to predict (..., m) or (..., m, C)."""
+    """A fitted kernel ridge regression: a function of ``k_test_train`` (..., m, n) to (..., m) or (..., m, C)."""
 
     dual_coefficients: Tensor
     scalar_targets: bool
@@ -91,7 +91,7 @@ class GradientFlow:
         times = torch.as_tensor(t, dtype=self.residual.dtype, device=self.residual.device)
         if times.ndim > 1 or not (times >= 0).all():
             raise ValueError(f"t: expected a number or 1-d tensor, zero or above, got {t}")
-        return times.reshape(*times.shape, *[1] * self.eigenvalues.ndim)
+        return times.reshape(*times.shape, *[1] * (self.residual.ndim - 1))
 
     def _check_test(self, k_test_train, f0_test):
         if self.has_f0 != (f0_test is not None):
@@ -144,13 +144,13 @@ def gradient_flow(k_train_train, y_train, *, f0_train=None, ridge=0.0):
     targets = _check_problem(k_train_train, y_train, f0_train)
     eigenvalues, eigenvectors = torch.linalg.eigh(_with_ridge(k_train_train, ridge))
     eigenvalues = _without_rounding(eigenvalues)
-    f0 = torch.zeros_like(targets) if f0_train is None else f0_train.reshape(*_columns(f0_train, y_train))
+    f0 = torch.zeros_like(targets) if f0_train is None else f0_train.reshape(_columns(f0_train, y_train))
     residual = eigenvectors.mT @ (targets - f0)
     return GradientFlow(eigenvalues, eigenvectors, f0, residual, y_train.ndim == 1, f0_train is not None)
 
 
 def max_learning_rate(kernel):
-    r"""Learning rate at which gradient descent on half the mean square error becomes unstable: :math:`2 N / \lambda_{\max}`.
+    r"""Learning rate at which gradient descent on half the mean square error becomes unstable, :math:`2 N / \lambda_1`.
 
     Parameters
     ----------
@@ -160,7 +160,8 @@ def max_learning_rate(kernel):
     Returns
     -------
     Tensor (...)
-        Below it every mode of the linearized model contracts; above it the leading one grows. Infinite for a zero kernel.
+        Below it every mode of the linearized model contracts; above it the leading one, of eigenvalue
+        :math:`\lambda_1`, grows. Infinite for a zero kernel.
 
     Raises
     ------
@@ -199,11 +200,11 @@ def _require_positive_pivots(factor, kernel, ridge):
     smallest = factor.diagonal(dim1=-2, dim2=-1).nan_to_num(0.0).amin(-1).square()
     needed = kernel.shape[-1] * torch.finfo(kernel.dtype).eps * scale
     if (smallest <= needed).any():
+        pivot, bound = smallest.min().item(), needed.max().item()
         raise torch.linalg.LinAlgError(
-            f"k_train_train + ridge * I is singular to rounding (ridge={ridge:g}): a pivot of {smallest.min().item():.2g} "
-            f"where more than {needed.max().item():.2g} is needed. Duplicate points make a kernel singular; smooth kernels "
-            f"are nearly so. Pass a larger ridge, for example ridge={1e4 * needed.max().item():.0e}, or use "
-            "gradient_flow, which needs no inverse"
+            f"k_train_train + ridge * I is singular to rounding (ridge={ridge:g}): expected pivots above {bound:.1g}, "
+            f"got {pivot:.1g}. Duplicate points make a kernel singular, and smooth kernels nearly are. Pass a larger "
+            f"ridge, for example ridge={1e4 * bound:.0e}, or use gradient_flow, which needs no inverse"
         )
 
 

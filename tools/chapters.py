@@ -1,0 +1,42 @@
+"""The book's chapters: where they are, and their notebooks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jupytext
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One notebook of the book; `number` is its number in the table of contents, None where it has none."""
+
+    path: Path
+    docname: str
+    number: int | None
+
+    def read(self):
+        """The notebook, unexecuted, with `notebook.metadata.source_map`: the first line of each cell, from 1."""
+        return jupytext.read(self.path)
+
+
+def is_notebook(path):
+    """Whether a Markdown file is a notebook: its header names a kernel."""
+    header = path.read_text(encoding="utf-8").split("---\n", 2)
+    return len(header) == 3 and not header[0] and "kernelspec" in (yaml.safe_load(header[1]) or {})
+
+
+def chapters(book=ROOT):
+    """The chapters in the order of ``_toc.yml``, numbered as the site numbers them: on through all numbered parts."""
+    toc, found, number = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8")), [], 0
+    pages = [(toc["root"], False)]
+    for part in toc.get("parts", []):
+        pages += [(page["file"], part.get("numbered", False)) for page in part["chapters"]]
+    for docname, numbered in pages:
+        number += bool(numbered)
+        path = book / f"{docname}.md"
+        if is_notebook(path):
+            found.append(Chapter(path, docname, number if numbered else None))
+    return found

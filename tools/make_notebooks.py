@@ -1,0 +1,202 @@
+"""Turn every chapter into a plain notebook, ``notebooks/<part>/<chapter>.ipynb``, that runs anywhere.
+
+MyST is written out in plain Markdown: boxes, exercises, numbered equations and figures, citations, references, glued
+numbers. What this can't convert is an error that names the chapter and the line. Values that the chapter computes, its
+glued numbers and its run time, stand in the text where the chapter has been executed in its present state (``make
+book``); before that their names do.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+from chapters import ROOT, chapters
+from jupytext.myst import myst_to_notebook
+from pybtex.database import parse_file
+from pybtex.plugin import find_plugin
+
+sys.path.insert(0, str(ROOT / "_ext"))
+from execution_cache import executed_notebook
+
+ADMONITIONS = ("admonition", "note", "tip", "important", "warning", "seealso")
+
+FENCE = re.compile(
+    r"^(?P<fence>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}[ ]*(?P<title>[^\n]*)\n(?P<body>.*?)^(?P=fence)[ ]*$\n?", re.M | re.S
+)
+OPTION = re.compile(r"^:(?P<key>[\w-]+):[ ]*(?P<value>[^\n]*)\n", re.M)
+EQUATION = re.compile(r"^\$\$(?P<body>.*?)^\$\$[ ]*\((?P<label>[\w:-]+)\)[ ]*$", re.M | re.S)
+TARGET = re.compile(r"^\([\w:-]+\)=[ ]*\n", re.M)
+ROLE_OR_CODE = re.compile(r"(?:\{(?P<role>[\w:-]+)\})?(?P<ticks>`+)(?P<text>.+?)(?<!`)(?P=ticks)(?!`)", re.S)
+EXPLICIT = re.compile(r"(?P<text>.*?)\s*<(?P<target>[^<>]+)>", re.S)
+LEFTOVER = re.compile(r"^[`:~]{3,}\{.*|\{[\w:-]+\}`.*|^\([\w:-]+\)=.*|\{\{.*?\}\}|^\+\+\+.*|^%.*", re.M)
+
+
+class ConversionError(ValueError):
+    """MyST that has no plain form here."""
+
+
+class Converter:
+    """Converts one chapter; knows its numbers, its citations and what it computed."""
+
+    def __init__(self, chapter, bibliography, executed):
+        self.chapter, self.bibliography, self.cited = chapter, bibliography, []
+        self.notebook = myst_to_notebook(chapter.path.read_text(encoding="utf-8"), add_source_map=True)
+        self.lines = self.notebook.metadata["source_map"]
+        self.values, self.seconds = computed_values(executed)
+        self.numbers = self._numbers()
+
+    def convert(self):
+        """The plain notebook."""
+        cells = []
+        for cell, line in zip(self.notebook.cells, self.lines, strict=True):
+            if cell.cell_type == "markdown":
+                cells.append(nbformat.v4.new_markdown_cell(self.markdown(cell.source, line)))
+                continue
+            cells.append(nbformat.v4.new_code_cell(cell.source))
+            figure = cell.metadata.get("mystnb", {}).get("figure")
+            if figure:
+                number = self.numbers[figure["name"]]
+                cells.append(nbformat.v4.new_markdown_cell(f"*{number}.* " + self.markdown(figure["caption"], line)))
+        if self.cited:
+            cells.append(nbformat.v4.new_markdown_cell(self._references()))
+        cells = [cell for cell in cells if cell.source.strip()]
+        for index, cell in enumerate(cells):
+            cell.id = f"cell-{index:03d}"  # random ids would make every build differ
+        kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+
+    def markdown(self, source, line):
+        """Plain Markdown for a piece of MyST that begins at a line of the chapter."""
+        source = source.rstrip() + "\n"
+        try:
+            text = FENCE.sub(self._directive, source)
+            text = EQUATION.sub(lambda m: f"$${m['body']}\\tag{{{self.numbers[m['label']][1:-1]}}}\n$$", text)
+            text = ROLE_OR_CODE.sub(self._role, TARGET.sub("", text))
+        except ConversionError as error:
+            offset = source[: source.find(error.args[0])].count("\n")
+            raise ConversionError(f"{self._where(line + offset)}: can't convert {error.args[0]!r}") from None
+        if leftover := LEFTOVER.search(ROLE_OR_CODE.sub(lambda m: m[0] if m["role"] else "", text)):
+            offset = source[: max(0, source.find(leftover[0]))].count("\n")
+            raise ConversionError(f"{self._where(line + offset)}: can't convert {leftover[0]!r}")
+        return text.strip()
+
+    def _where(self, line):
+        return f"{self.chapter.path}:{line + 1}"
+
+    def _numbers(self):
+        """The texts that references to labels become: "(1.2)", "Figure 1.1", "Exercise 1.3"."""
+        prefix = f"{self.chapter.number}." if self.chapter.number else ""
+        labels = {"equation": [], "Figure": [], "Exercise": []}
+        for cell in self.notebook.cells:
+            labels["equation"] += [m["label"] for m in EQUATION.finditer(cell.source)]
+            if figure := cell.metadata.get("mystnb", {}).get("figure"):
+                labels["Figure"].append(figure["name"])
+            exercises = [m for m in FENCE.finditer(cell.source) if m["name"] == "exercise"]
+            labels["Exercise"] += [options(m["body"])[0].get("label") for m in exercises]
+        numbers = {label: f"({prefix}{i})" for i, label in enumerate(labels.pop("equation"), 1)}
+        for kind, names in labels.items():
+            numbers |= {label: f"{kind} {prefix}{i}" for i, label in enumerate(names, 1)}
+        return numbers
+
+    def _directive(self, match):
+        given, body = options(match["body"])
+        name, title = match["name"], match["title"].strip()
+        if name in ADMONITIONS:
+            return quoted(f"**{title if name == 'admonition' else name.capitalize()}.**", body)
+        if name == "exercise":
+            return quoted(f"**{self.numbers[given['label']]}** ({title}).", body)
+        if name == "solution-start":
+            return f"**Solution to {self.numbers[title]}.**\n"
+        if name == "solution-end":
+            return ""
+        raise ConversionError(match[0].splitlines()[0])
+
+    def _role(self, match):
+        role, text = match["role"], match["text"]
+        if role is None:
+            return match[0]
+        if role in ("cite:p", "cite:t"):
+            return self._citation(text.split(","), parenthetical=role == "cite:p")
+        if role in ("eq", "numref") and text in self.numbers:
+            return self.numbers[text]
+        if role in ("ref", "doc") and (explicit := EXPLICIT.fullmatch(text)):
+            return explicit["text"]
+        if role == "glue:text":
+            name, _, spec = text.partition(":")
+            return f"{self.values[name]:{spec}}" if name in self.values else f"`{name}`"
+        if role == "run-time":
+            return f"{self.seconds:.0f} s" if self.seconds else text
+        raise ConversionError(match[0])
+
+    def _citation(self, keys, parenthetical):
+        texts = []
+        for key in map(str.strip, keys):
+            if key not in self.bibliography.entries:
+                raise ConversionError(key)
+            self.cited += [key] * (key not in self.cited)
+            names, year = author_year(self.bibliography.entries[key])
+            texts.append(f"{names}, {year}" if parenthetical else f"{names} ({year})")
+        return f"({'; '.join(texts)})" if parenthetical else ", ".join(texts)
+
+    def _references(self):
+        style, backend = find_plugin("pybtex.style.formatting", "unsrt")(), find_plugin("pybtex.backends", "markdown")()
+        entries = style.format_entries([self.bibliography.entries[key] for key in sorted(self.cited)])
+        return "## References\n\n" + "\n".join(f"- {entry.text.render(backend)}" for entry in entries)
+
+
+def options(body):
+    """Split the body of a directive into its leading ``:key: value`` lines and the rest."""
+    found = {}
+    while match := OPTION.match(body):
+        found[match["key"]], body = match["value"], body[match.end() :]
+    return found, body
+
+
+def quoted(title, body):
+    """A block quote that begins with a title."""
+    return "\n".join(f"> {line}".rstrip() for line in [title, "", *body.strip().splitlines()]) + "\n"
+
+
+def author_year(entry):
+    """The short names of an entry's authors, and its year."""
+    names = [" ".join(person.last_names) for person in entry.persons["author"]]
+    names = [name.strip("{}") for name in names]
+    short = names[0] + (" et al." if len(names) > 2 else f" and {names[1]}" if len(names) == 2 else "")
+    return short, entry.fields.get("year", "n.d.")
+
+
+def computed_values(executed):
+    """The values glued in an executed notebook, by name, and its run time in seconds; empty and None without one."""
+    if executed is None:
+        return {}, None
+    notebook, seconds = executed
+    values = {}
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        if glued := output.get("metadata", {}).get("scrapbook"):
+            text = output["data"][glued["mime_prefix"] + "text/plain"]
+            values[glued["name"]] = text[1:-1] if text[0] in "'\"" else float(text) if "." in text else int(text)
+    return values, seconds
+
+
+def make_notebooks(book=ROOT):
+    """Write the plain notebook of every chapter; return their paths."""
+    target = book / "notebooks"
+    shutil.rmtree(target, ignore_errors=True)
+    bibliography, written = parse_file(str(book / "book" / "references.bib")), []
+    for chapter in chapters(book):
+        notebook = Converter(chapter, bibliography, executed_notebook(book, chapter.path)).convert()
+        path = target / Path(chapter.docname).relative_to("book").with_suffix(".ipynb")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, path)
+        written.append(path)
+    return written
+
+
+if __name__ == "__main__":
+    try:
+        for path in make_notebooks():
+            print(path.relative_to(ROOT))
+    except ConversionError as error:
+        raise SystemExit(str(error)) from None
