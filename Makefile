@@ -20,7 +20,7 @@ $(READY): requirements.txt pyproject.toml
 	@touch $(READY)
 
 book: $(READY) ## execute every chapter and render the site
-	$(BIN)/jupyter-book build $(BOOK) -W -n --keep-going --all
+	$(BIN)/jupyter-book build $(BOOK) -q -W -n --keep-going --all
 	@echo "The book is at $(BOOK)/_build/html/index.html"
 
 serve: ## serve the rendered site on loopback (PORT=8000)

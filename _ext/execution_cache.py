@@ -5,14 +5,13 @@ after a digest of the package and of the pinned requirements too.
 """
 
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import jupytext
 from jupyter_cache import get_cache
 
-import ntk_helpers
-
-PACKAGE = Path(ntk_helpers.__file__).parent
+PACKAGE = Path(find_spec("ntk_helpers").origin).parent
 
 
 def cache_folder(book):

@@ -7,10 +7,7 @@ import time
 
 from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
-from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
-
-logger = logging.getLogger(__name__)
 
 
 class run_time(nodes.inline):
@@ -24,6 +21,7 @@ class RunTimeRole(SphinxRole):
 
 def _start(app, docname, source):
     app.env.temp_data["reading_since"] = time.perf_counter()
+    print(docname, flush=True)
 
 
 def _finish(app, doctree):
@@ -33,8 +31,8 @@ def _finish(app, doctree):
     for node in list(doctree.findall(run_time)):
         node.replace_self(nodes.Text(f"{seconds:.0f} s" if seconds else node.astext()))
     if seconds:
-        from_cache = f", outputs from the cache (executed in {seconds:.1f} s)" if seconds > elapsed else ""
-        logger.info("\n%s: %.1f s%s", app.env.docname, elapsed, from_cache)
+        how = "executed in" if seconds < elapsed else "outputs from the cache; executing them took"
+        print(f"  {how} {seconds:.1f} s", flush=True)
 
 
 def setup(app):

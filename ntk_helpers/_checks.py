@@ -62,9 +62,9 @@ def require_non_negative(name, value):
         raise ValueError(f"{name}: expected a finite number, zero or above, got {value}")
 
 
-def require_positive_integer(name, value):
-    """Raise unless `value` is an int of at least one."""
+def require_integer(name, value, at_least):
+    """Raise unless `value` is an int, at least so large."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
+    if value < at_least:
+        raise ValueError(f"{name}: expected at least {at_least}, got {value}")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev, jvp, vmap
 
-from ntk_helpers._checks import require_finite, require_positive_integer
+from ntk_helpers._checks import require_finite, require_integer
 
 _UNDEFINED_IN_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
@@ -80,7 +80,8 @@ def empirical_ntk(model, x1, x2=None, *, output="full", chunk_size=None):
     if x2 is not None:
         _check_inputs("x2", x2, model)
         if x2.shape[1:] != x1.shape[1:]:
-            raise ValueError(f"x2: expected shape (n2, *{tuple(x1.shape[1:])}), got {tuple(x2.shape)}")
+            expected = ", ".join(["n2", *map(str, x1.shape[1:])])
+            raise ValueError(f"x2: expected shape ({expected}), got {tuple(x2.shape)}")
     _check_chunk_size(chunk_size)
 
     def kernel(params, buffers):
@@ -185,7 +186,7 @@ def _check_model(model):
 
 def _check_chunk_size(chunk_size):
     if chunk_size is not None:
-        require_positive_integer("chunk_size", chunk_size)
+        require_integer("chunk_size", chunk_size, at_least=1)
 
 
 def _check_inputs(name, x, model):

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ntk_helpers._checks import require_non_negative, require_positive, require_positive_integer
+from ntk_helpers._checks import require_integer, require_non_negative, require_positive
 
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -70,8 +70,8 @@ class MLP(nn.Module):
     ):
         super().__init__()
         for name, value in {"d_in": d_in, "width": width, "d_out": d_out}.items():
-            require_positive_integer(name, value)
-        require_positive_integer("depth + 1", depth + 1)
+            require_integer(name, value, at_least=1)
+        require_integer("depth", depth, at_least=0)
         require_positive("w_std", w_std)
         if b_std is not None:
             require_non_negative("b_std", b_std)
@@ -79,6 +79,8 @@ class MLP(nn.Module):
             raise ValueError(f'parameterization: expected "ntk" or "standard", got {parameterization!r}')
         if (seed is None) == (seeds is None):
             raise ValueError(f"seed, seeds: expected exactly one, got seed={seed}, seeds={seeds}")
+        if seeds is not None and len(seeds) == 0:
+            raise ValueError("seeds: expected at least one seed, got none")
 
         self.activation = _activation(activation)
         self.ensemble_size = None if seeds is None else len(seeds)

@@ -80,6 +80,8 @@ class GradientFlow:
         rate_times = self._times(t) / self.residual.shape[-2:].numel()
         progress = _progress(self.eigenvalues, rate_times)  # 1 - exp(-lambda t / (n C))
         if k_test_train is None:
+            if f0_test is not None:
+                raise ValueError("k_test_train: expected a kernel, as f0_test was given, got None")
             f = self.f0_train + self.eigenvectors @ (progress.unsqueeze(-1) * self.residual)
         else:
             f0 = self._check_test(k_test_train, f0_test)

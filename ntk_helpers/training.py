@@ -10,8 +10,8 @@ from torch import Tensor
 from ntk_helpers._checks import (
     Arguments,
     require_finite,
+    require_integer,
     require_positive,
-    require_positive_integer,
 )
 from ntk_helpers.empirical import empirical_ntk
 from ntk_helpers.regression import max_learning_rate
@@ -95,7 +95,7 @@ def train(model, x, y, *, learning_rate, steps, record=None, record_at=None):
         As soon as a loss is not finite or a million times the one at the start. It carries the record so far.
     """
     require_positive("learning_rate", learning_rate)
-    require_positive_integer("steps", steps)
+    require_integer("steps", steps, at_least=1)
     record = record or {}
     record_at = _check_record_at(record_at, steps)
     params = _check_data(model, x, y)
@@ -105,7 +105,7 @@ def train(model, x, y, *, learning_rate, steps, record=None, record_at=None):
     for step in range(steps + 1):
         loss = _half_mean_square(model, x, y)
         if step == 0:
-            require_finite("model(x)", loss)
+            require_finite("the loss at the start", loss)
             limit = DIVERGENCE_FACTOR * torch.maximum(loss.detach(), y.square().mean() / 2)
         if not (loss <= limit).all():
             so_far = _record(learning_rate, losses, [s for s in record_at if s < step], values)

@@ -18,7 +18,7 @@ class Chapter:
     number: int | None
 
     def read(self):
-        """The notebook, unexecuted, with `notebook.metadata.source_map`: the first line of each cell, from 1."""
+        """The notebook, unexecuted."""
         return jupytext.read(self.path)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import nbformat
 from chapters import ROOT, chapters
-from jupytext.myst import myst_to_notebook
 from pybtex.database import parse_file
 from pybtex.plugin import find_plugin
 
@@ -42,15 +41,14 @@ class Converter:
 
     def __init__(self, chapter, bibliography, executed):
         self.chapter, self.bibliography, self.cited = chapter, bibliography, []
-        self.notebook = myst_to_notebook(chapter.path.read_text(encoding="utf-8"), add_source_map=True)
-        self.lines = self.notebook.metadata["source_map"]
+        self.notebook = chapter.read()
         self.values, self.seconds = computed_values(executed)
         self.numbers = self._numbers()
 
     def convert(self):
         """The plain notebook."""
         cells = []
-        for cell, line in zip(self.notebook.cells, self.lines, strict=True):
+        for cell, line in zip(self.notebook.cells, self._first_lines(), strict=True):
             if cell.cell_type == "markdown":
                 cells.append(nbformat.v4.new_markdown_cell(self.markdown(cell.source, line)))
                 continue
@@ -76,14 +74,18 @@ class Converter:
             text = ROLE_OR_CODE.sub(self._role, TARGET.sub("", text))
         except ConversionError as error:
             offset = source[: source.find(error.args[0])].count("\n")
-            raise ConversionError(f"{self._where(line + offset)}: can't convert {error.args[0]!r}") from None
+            raise ConversionError(f"{self.chapter.path}:{line + offset}: can't convert {error.args[0]!r}") from None
         if leftover := LEFTOVER.search(ROLE_OR_CODE.sub(lambda m: m[0] if m["role"] else "", text)):
             offset = source[: max(0, source.find(leftover[0]))].count("\n")
-            raise ConversionError(f"{self._where(line + offset)}: can't convert {leftover[0]!r}")
+            raise ConversionError(f"{self.chapter.path}:{line + offset}: can't convert {leftover[0]!r}")
         return text.strip()
 
-    def _where(self, line):
-        return f"{self.chapter.path}:{line + 1}"
+    def _first_lines(self):
+        """The line of the chapter on which each cell's text begins."""
+        text, position = self.chapter.path.read_text(encoding="utf-8"), 0
+        for cell in self.notebook.cells:
+            position = text.index(cell.source, position)
+            yield text.count("\n", 0, position) + 1
 
     def _numbers(self):
         """The texts that references to labels become: "(1.2)", "Figure 1.1", "Exercise 1.3"."""

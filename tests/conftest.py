@@ -1,0 +1,26 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "_ext")]
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def normal(generator):
+    """Standard normal float64 tensors of a given shape, the same in every run."""
+    return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def reference():
+    with np.load(ROOT / "tests" / "data" / "reference.npz") as arrays:
+        return dict(arrays)

@@ -1,0 +1,168 @@
+"""Builds tiny books with the book's own configuration and commands: good ones pass, and each defect fails by name."""
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+HEADER = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# A chapter
+"""
+GOOD = (
+    HEADER
+    + """
+A number {glue:text}`answer:.1f`, after {cite:t}`someone`, in {eq}`sum`.
+
+$$ 1 + 1 = 2 $$ (sum)
+
+```{code-cell} ipython3
+import time
+
+from ntk_helpers.claims import claim
+
+print("executed at", time.time_ns())
+claim("answer", "The answer.", 42.0, (40, 44), source="someone")
+```
+"""
+)
+TOC = "format: jb-book\nroot: book/intro\nparts:\n  - numbered: true\n    chapters:\n      - file: book/chapter\n"
+BIBLIOGRAPHY = "@book{someone, author = {Some One}, title = {A Book}, publisher = {A House}, year = {2001}}\n"
+INTRO = "# A tiny book\n\n```{bibliography}\n```\n"
+
+
+@pytest.fixture
+def tiny_book(tmp_path):
+    """Writes a book of one chapter and returns its folder."""
+
+    def write(chapter):
+        for folder in ("_ext", "_assets"):
+            shutil.copytree(ROOT / folder, tmp_path / folder, dirs_exist_ok=True)
+        shutil.copy(ROOT / "_config.yml", tmp_path)
+        (tmp_path / "book").mkdir(exist_ok=True)
+        pages = {"references.bib": BIBLIOGRAPHY, "intro.md": INTRO, "chapter.md": chapter}
+        for name, text in pages.items():
+            (tmp_path / "book" / name).write_text(text, encoding="utf-8")
+        (tmp_path / "_toc.yml").write_text(TOC, encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+def make_book(folder, **environment):
+    """Run ``make book`` on a folder; return its exit status and everything it printed."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "BOOK_", "GITHUB_"))}
+    result = subprocess.run(
+        ["make", "--no-print-directory", "book", f"BOOK={folder}"],
+        cwd=ROOT,
+        env=clean | environment | {"NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stdout
+
+
+def page(folder, name="chapter"):
+    return (folder / f"_build/html/book/{name}.html").read_text(encoding="utf-8")
+
+
+def executed_at(folder):
+    return re.search(r"executed at (\d+)", page(folder))[1]
+
+
+def test_a_good_book(tiny_book):
+    folder = tiny_book(GOOD)
+    status, printed = make_book(folder)
+    assert status == 0, printed
+    assert f"The book is at {folder}/_build/html/index.html" in printed
+    assert (folder / "_build/html/index.html").exists()
+    assert re.search(r"executed in \d+\.\d s\n", printed)
+    html = page(folder)
+    assert "42.0" in html
+    assert "One [2001]" in re.sub("<.*?>", "", html)
+    assert 'class="claim"' in html
+    assert "github.com" not in html
+    assert not re.search(r'(src|href)="(https?:)?//', html)
+    assert (folder / "_build/html/_static/mathjax/tex-mml-chtml.js").exists()
+
+
+def test_outputs_are_reused_until_the_package_changes(tiny_book, tmp_path_factory):
+    folder, packages = tiny_book(GOOD), tmp_path_factory.mktemp("packages")
+    shutil.copytree(ROOT / "ntk_helpers", packages / "ntk_helpers")
+    shutil.copy(ROOT / "requirements.txt", packages)
+    times = []
+    for change in ("", "", "\n# a change\n"):
+        with (packages / "ntk_helpers" / "claims.py").open("a") as source:
+            source.write(change)
+        status, printed = make_book(folder, PYTHONPATH=str(packages))
+        assert status == 0, printed
+        times.append(executed_at(folder))
+        assert ("outputs from the cache" in printed) == (len(times) == 2)
+    assert times[0] == times[1] != times[2]
+
+
+def test_buttons_where_the_repository_is_known(tiny_book):
+    folder = tiny_book(HEADER + "\nWords.\n")
+    status, printed = make_book(folder, BOOK_REPOSITORY="owner/name")
+    assert status == 0, printed
+    html = page(folder)
+    assert "https://github.com/owner/name/edit/main/book/chapter.md" in html
+    assert "https://github.com/owner/name/issues/new" in html
+
+
+CELL = "```{code-cell} ipython3\n%s\n```\n"
+CLAIM = """from ntk_helpers.claims import claim
+
+claim("answer", "The answer.", 42.0, (0, 1), source="nobody")"""
+PLOT = """import matplotlib.pyplot as plt
+
+plt.plot([0, 1]);"""
+WARNING = """import warnings
+
+warnings.warn("careful")"""
+# What is wrong: the chapter's text, the line of it that is named (from 0), and what is said.
+DEFECTS = {
+    "a cell that fails": (CELL % "1 / 0", 0, "the cell fails: ZeroDivisionError: division by zero"),
+    "a claim that does not hold": (CELL % CLAIM, 0, "the cell fails: ClaimError: Claim 'answer' does not hold"),
+    "output on stderr": (CELL % WARNING, 2, "stderr was found in the cell outputs"),
+    "a figure without alt text": (CELL % PLOT, 0, "the figure has no alt text"),
+    "an image without alt text": ("![](../_assets/logo.svg)\n", 0, "the figure has no alt text"),
+    "an unresolved reference": ("As {ref}`nowhere` says.\n", 0, "nowhere"),
+    "an unresolved equation": ("By {eq}`nowhere`.\n", 0, "nowhere"),
+    "an unresolved citation": ("As {cite:p}`nobody` says.\n", 0, 'could not find bibtex key "nobody"'),
+    "an unresolved glue": ("It is {glue:text}`nothing:.2f`.\n", 0, "No key 'nothing' found in glue data"),
+    "a warning of Sphinx": ("Words.\n\n```{nonsense}\n```\n", 2, "Unknown directive type: 'nonsense'"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_fails_and_is_named_with_its_line(tiny_book, defect):
+    text, offset, message = DEFECTS[defect]
+    folder = tiny_book(HEADER + "\n" + text)
+    line = HEADER.count("\n") + 2 + offset
+    for _ in range(2 if defect == "a cell that fails" else 1):  # a second run must not pass in silence
+        status, printed = make_book(folder)
+        complaint = re.search(rf"{folder}/book/chapter\.md:{line}: (WARNING|ERROR): .*({message}).*", printed)
+        assert status != 0
+        assert complaint, printed
+        print(f"{defect}: exit status {status}, {complaint[0]}")
+
+
+def test_a_repository_address_of_wrong_form_is_an_error(tiny_book):
+    status, printed = make_book(tiny_book(HEADER), BOOK_REPOSITORY="https://github.com/owner/name")
+    assert status != 0
+    assert "BOOK_REPOSITORY: expected owner/name, got 'https://github.com/owner/name'" in printed

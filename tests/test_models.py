@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+
+from ntk_helpers import MLP
+
+
+def test_ntk_parameterization_is_the_formula(normal):
+    x = normal(5, 3)
+    net = MLP(3, 7, 2, 2, w_std=1.3, b_std=0.4, activation="tanh", seed=1)
+    h, fan_ins = x, [3, 7, 7]
+    for layer, fan_in in enumerate(fan_ins):
+        z = 1.3 / math.sqrt(fan_in) * h @ net.weights[layer].T + 0.4 * net.biases[layer]
+        h = torch.tanh(z)
+    torch.testing.assert_close(net(x), z)
+
+
+def test_both_parameterizations_start_as_the_same_function(normal):
+    x = normal(5, 3)
+    ntk, standard = (MLP(3, 8, 2, seed=0, parameterization=p) for p in ("ntk", "standard"))
+    torch.testing.assert_close(ntk(x), standard(x))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_member_of_an_ensemble_is_the_single_network(normal, depth):
+    x, seeds = normal(5, 3), [4, 9, 2]
+    ensemble = MLP(3, 16, depth, 2, seeds=seeds)
+    assert ensemble(x).shape == (3, 5, 2)
+    for member, seed in zip(ensemble(x), seeds, strict=True):
+        torch.testing.assert_close(member, MLP(3, 16, depth, 2, seed=seed)(x))
+
+
+def test_shapes_and_number_of_parameters():
+    net = MLP(3, 16, 2, 5, seed=0)
+    assert [tuple(w.shape) for w in net.weights] == [(16, 3), (16, 16), (5, 16)]
+    assert [tuple(b.shape) for b in net.biases] == [(16,), (16,), (5,)]
+    assert len(list(MLP(3, 16, 2, 5, b_std=None, seed=0).parameters())) == 3
+
+
+def test_zero_b_std():
+    standard = MLP(3, 16, 1, b_std=0.0, parameterization="standard", seed=0)
+    assert all((bias == 0).all() and bias.requires_grad for bias in standard.biases)
+
+
+def test_parameters_are_standard_normal():
+    net = MLP(10, 1000, 2, seed=0)
+    weights = net.weights[1].detach()
+    assert abs(weights.mean()) < 5e-3
+    assert abs(weights.std() - 1) < 5e-3
+
+
+def test_draws_do_not_depend_on_dtype_and_leave_the_global_generator_alone():
+    state = torch.random.get_rng_state()
+    double, single = (MLP(3, 8, 1, seed=0, dtype=dtype) for dtype in (torch.float64, torch.float32))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for p, q in zip(double.parameters(), single.parameters(), strict=True):
+        assert torch.equal(p.float(), q)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 0}, "width: expected at least 1, got 0"),
+        ({"d_in": 2.5}, "d_in: expected an int, got float"),
+        ({"depth": -1}, "depth: expected at least 0, got -1"),
+        ({"w_std": 0.0}, "w_std: expected a positive finite number, got 0.0"),
+        ({"b_std": -0.1}, "b_std: expected a finite number, zero or above, got -0.1"),
+        ({"activation": "rely"}, "activation: expected a callable or one of .*got 'rely'"),
+        ({"parameterization": "mean-field"}, "parameterization: expected .*got 'mean-field'"),
+        ({"seeds": [1, 2]}, "seed, seeds: expected exactly one"),
+        ({"seed": None}, "seed, seeds: expected exactly one"),
+        ({"seed": None, "seeds": []}, "seeds: expected at least one seed, got none"),
+    ],
+)
+def test_refusals(changes, message):
+    arguments = {"d_in": 2, "width": 8, "depth": 1, "seed": 0} | changes
+    with pytest.raises((TypeError, ValueError), match=message):
+        MLP(**arguments)

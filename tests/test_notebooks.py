@@ -1,0 +1,114 @@
+import re
+
+import nbformat
+import pytest
+from chapters import ROOT, Chapter, chapters
+from make_notebooks import ConversionError, Converter
+from pybtex.database import parse_string
+from test_book import BIBLIOGRAPHY, HEADER
+
+LIBRARY = BIBLIOGRAPHY + (
+    "@article{three, author = {Ann A. and Bo B. and Cy C.}, title = {T}, journal = {J}, year = {2003}}\n"
+    "@misc{undated, author = {{A Group}}, title = {U}}\n"
+)
+
+
+def convert(tmp_path, text, executed=None):
+    """The Markdown cells of the notebook that a chapter becomes, joined."""
+    path = tmp_path / "chapter.md"
+    path.write_text(HEADER + "\n" + text, encoding="utf-8")
+    chapter = Chapter(path, "book/chapter", 2)
+    notebook = Converter(chapter, parse_string(LIBRARY, "bibtex"), executed).convert()
+    nbformat.validate(notebook)
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def executed(name, text):
+    metadata = {"scrapbook": {"name": name, "mime_prefix": "prefix/"}}
+    output = nbformat.v4.new_output("display_data", data={"prefix/text/plain": text}, metadata=metadata)
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])]), 12.3
+
+
+@pytest.mark.parametrize(
+    ("myst", "plain"),
+    [
+        ("As {cite:p}`three` says.", "As (A. et al., 2003) says."),
+        ("As {cite:t}`someone` says.", "As One (2001) says."),
+        ("{cite:p}`someone,undated`", "(One, 2001; A Group, n.d.)"),
+        ("See {ref}`a\nsection <there>`.", "See a\nsection."),
+        ("See {doc}`the other <../other>`.", "See the other."),
+        ("It is {glue:text}`x:.2f`.", "It is `x`."),
+        ("In {run-time}`a minute`.", "In a minute."),
+        ("```{note}\nOne\n\ntwo.\n```", "> **Note.**\n>\n> One\n>\n> two."),
+        (":::{admonition} A *title*\n:class: tip\nOne.\n:::", "> **A *title*.**\n>\n> One."),
+        ("(here)=\n## There", "## There"),
+        (
+            "Code `{eq}` and ``a `{b}` c`` stay, $\\frac{1}{2}$ too.",
+            "Code `{eq}` and ``a `{b}` c`` stay, $\\frac{1}{2}$ too.",
+        ),
+        (
+            "$$\na\n$$ (one)\n\n$$\nb\n$$ (two)\n\n{eq}`two`, {eq}`one`",
+            "$$\na\n\\tag{2.1}\n$$\n\n$$\nb\n\\tag{2.2}\n$$\n\n(2.2), (2.1)",
+        ),
+    ],
+)
+def test_conversions(tmp_path, myst, plain):
+    assert plain in convert(tmp_path, myst)
+
+
+def test_values_of_an_executed_chapter(tmp_path):
+    text = "It is {glue:text}`x:.2f` in {run-time}`a minute`."
+    assert "It is -0.12 in 12 s." in convert(tmp_path, text, executed("x", "-0.123"))
+    assert "It is 3.00 in" in convert(tmp_path, text, executed("x", "3"))
+    assert "It is fine." in convert(tmp_path, "It is {glue:text}`x`.", executed("x", "'fine'"))
+
+
+def test_references_are_listed_once(tmp_path):
+    text = convert(tmp_path, "{cite:p}`three`, {cite:t}`someone`, {cite:t}`three`")
+    listed = text.split("## References")[1]
+    assert listed.count("\n- ") == 2
+    assert "A Book" in listed
+
+
+def test_exercises_and_figures(tmp_path):
+    text = convert(
+        tmp_path,
+        "```{exercise} Why?\n:label: why\nSay $x$.\n```\n\n````{solution-start} why\n:class: dropdown\n````\n\n"
+        "So.\n\n````{solution-end}\n````\n\nSee {numref}`fig` and {ref}`it <why>`.\n\n"
+        "```{code-cell} ipython3\n---\nmystnb:\n  figure:\n    name: fig\n"
+        "    caption: A curve, after {cite:t}`someone`.\n---\n1\n```\n",
+    )
+    assert "> **Exercise 2.1** (Why?).\n>\n> Say $x$." in text
+    assert "**Solution to Exercise 2.1.**\n\nSo." in text
+    assert "See Figure 2.1 and it." in text
+    assert "*Figure 2.1.* A curve, after One (2001)." in text
+    assert not re.search(r"solution-|dropdown|:label:", text)
+
+
+@pytest.mark.parametrize(
+    "myst",
+    [
+        "Words\n\n```{nonsense}\n```",
+        "Words\n\n{nonsense}`text`",
+        "Words\n\n{eq}`nowhere`",
+        "Words\n\n{cite:p}`nobody`",
+        "Words\n\n{ref}`nowhere`",
+        "Words\n\n:::{figure} picture.png\n:::",
+        "Words\n\n```{note}\n{nonsense}`inside`\n```",
+        "Words\n\n{{ substitution }}",
+        "Words\n\n% a comment",
+    ],
+)
+def test_what_it_cannot_convert_is_an_error_with_its_line(tmp_path, myst):
+    line = HEADER.count("\n") + 4 + ("inside" in myst)
+    with pytest.raises(ConversionError, match=rf"chapter\.md:{line}: can't convert"):
+        convert(tmp_path, myst)
+
+
+def test_every_chapter_converts_to_the_same_notebook_twice():
+    library = parse_string((ROOT / "book/references.bib").read_text(encoding="utf-8"), "bibtex")
+    assert chapters()
+    for chapter in chapters():
+        first, second = (nbformat.writes(Converter(chapter, library, None).convert()) for _ in range(2))
+        assert first == second
+        assert '"id": "cell-000"' in first

@@ -1,0 +1,212 @@
+import json
+import math
+
+import pytest
+import torch
+
+from ntk_helpers import gradient_flow, kernel_ridge, max_learning_rate
+
+
+def arrays(reference, case, *names):
+    return [torch.from_numpy(reference[f"pred{case}_{name}"]) for name in names]
+
+
+@pytest.fixture
+def problem(normal):
+    """A random well-conditioned kernel on 12 training and 5 test points, targets and initial function of 2 outputs."""
+    features = normal(17, 40)
+    k = features @ features.T / 40
+    return {"k": k[:12, :12], "k_test": k[12:, :12], "y": normal(12, 2), "f0": normal(12, 2), "f0_test": normal(5, 2)}
+
+
+class TestKernelRidge:
+    def test_solves_the_ridge_equations(self, problem):
+        k, y = problem["k"], problem["y"]
+        fit = kernel_ridge(k, y, 0.3)
+        expected = problem["k_test"] @ torch.linalg.solve(k + 0.3 * torch.eye(12), y)
+        torch.testing.assert_close(fit(problem["k_test"]), expected)
+
+    def test_without_ridge_it_interpolates(self, problem):
+        torch.testing.assert_close(kernel_ridge(problem["k"], problem["y"], 0.0)(problem["k"]), problem["y"])
+
+    def test_batch_and_scalar_targets(self, problem):
+        k, y, k_test = problem["k"], problem["y"][:, 0], problem["k_test"]
+        single = kernel_ridge(k, y, 0.1)(k_test)
+        assert single.shape == (5,)
+        batch = kernel_ridge(torch.stack([k, 2 * k]), y, 0.1)(torch.stack([k_test, 2 * k_test]))
+        torch.testing.assert_close(batch[0], single)
+        torch.testing.assert_close(batch[1], kernel_ridge(2 * k, y, 0.1)(2 * k_test))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_singular_kernel_is_an_error_that_suggests_a_ridge(self, problem, dtype):
+        rows = torch.arange(13).clamp_max(11)  # the last point twice
+        k, y = problem["k"][rows][:, rows].to(dtype), problem["y"][rows].to(dtype)
+        with pytest.raises(torch.linalg.LinAlgError, match=r"singular to rounding.*for example ridge=(\S+),") as error:
+            kernel_ridge(k, y, 0.0)
+        suggested = float(str(error.value).split("ridge=")[2].split(",")[0])
+        assert kernel_ridge(k, y, suggested)(k).isfinite().all()
+
+
+class TestGradientFlow:
+    @pytest.mark.parametrize("case", range(5))
+    def test_against_the_reference(self, reference, case):
+        config = json.loads(str(reference[f"pred{case}_config"]))
+        k, k_test, y, f0, f0_test, train, test = arrays(
+            reference, case, "k_dd_ntk", "k_td_ntk", "y_train", "f0_train", "f0_test", "gd_train", "gd_test"
+        )
+        ridge = config["diag_reg"]
+        if not config["diag_reg_absolute_scale"]:
+            ridge *= k.diagonal().mean().item()
+        flow, t = gradient_flow(k, y, f0_train=f0, ridge=ridge), torch.from_numpy(reference["pred_t"])
+        for computed, expected in [(flow(t), train), (flow(t, k_test, f0_test), test)]:
+            assert (computed - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+    def test_time_zero_is_the_initial_function_exactly(self, problem):
+        flow = gradient_flow(problem["k"], problem["y"], f0_train=problem["f0"])
+        assert torch.equal(flow(0), problem["f0"])
+        assert torch.equal(flow(0.0, problem["k_test"], problem["f0_test"]), problem["f0_test"])
+
+    def test_infinite_time_is_kernel_regression(self, problem):
+        k, y, f0, k_test, f0_test = (problem[key] for key in ("k", "y", "f0", "k_test", "f0_test"))
+        for ridge in (0.0, 0.1):
+            flow = gradient_flow(k, y, f0_train=f0, ridge=ridge)
+            torch.testing.assert_close(flow(math.inf), y)
+            expected = f0_test + kernel_ridge(k, y - f0, ridge)(k_test)
+            torch.testing.assert_close(flow(math.inf, k_test, f0_test), expected)
+
+    def test_continued_flow(self, problem):
+        k, y, f0, k_test, f0_test = (problem[key] for key in ("k", "y", "f0", "k_test", "f0_test"))
+        flow = gradient_flow(k, y, f0_train=f0)
+        later = gradient_flow(k, y, f0_train=flow(3.0))
+        torch.testing.assert_close(later(4.0), flow(7.0))
+        torch.testing.assert_close(later(4.0, k_test, flow(3.0, k_test, f0_test)), flow(7.0, k_test, f0_test))
+
+    def test_against_an_ordinary_differential_equation(self, problem):
+        """The classical Runge-Kutta method on f' = -K (f - y) / (n C), on training and test points."""
+        k, y, f, k_test, f_test = (problem[key] for key in ("k", "y", "f0", "k_test", "f0_test"))
+        flow, (n, outputs), step = gradient_flow(k, y, f0_train=f), y.shape, 0.01
+        both, state = torch.cat([k, k_test]), torch.cat([f, f_test])
+
+        def slope(state):
+            return -both @ (state[:n] - y) / (n * outputs)
+
+        for _ in range(500):
+            a = slope(state)
+            b = slope(state + step / 2 * a)
+            c = slope(state + step / 2 * b)
+            state = state + step / 6 * (a + 2 * b + 2 * c + slope(state + step * c))
+        torch.testing.assert_close(torch.cat([flow(5.0), flow(5.0, k_test, f_test)]), state, rtol=1e-9, atol=1e-10)
+
+    def test_vector_of_times_gets_a_leading_axis(self, problem):
+        k, y, f0, k_test, f0_test = (problem[key] for key in ("k", "y", "f0", "k_test", "f0_test"))
+        t = torch.tensor([0.0, 1.0, 50.0, math.inf])
+        flow = gradient_flow(k, y, f0_train=f0)
+        assert flow(t).shape == (4, 12, 2)
+        torch.testing.assert_close(flow(t, k_test, f0_test), torch.stack([flow(s, k_test, f0_test) for s in t]))
+
+    @pytest.mark.parametrize("times", [2.0, torch.tensor([1.0, 3.0])])
+    def test_ensembles_of_kernels_and_of_initial_functions(self, problem, times):
+        k, y, f0, k_test, f0_test = (problem[key] for key in ("k", "y", "f0", "k_test", "f0_test"))
+        kernels, tests = torch.stack([k, 3 * k]), torch.stack([k_test, 3 * k_test])
+        starts, starts_test = torch.stack([f0, -f0]), torch.stack([f0_test, -f0_test])
+        batch = gradient_flow(kernels, y, f0_train=starts)(times, tests, starts_test)
+        shared = gradient_flow(k, y, f0_train=starts)(times, k_test, starts_test)
+        for s, (one, start, start_test, one_test) in enumerate(zip(kernels, starts, starts_test, tests, strict=True)):
+            single = gradient_flow(one, y, f0_train=start)(times, one_test, start_test)
+            torch.testing.assert_close(batch[..., s, :, :], single)
+            single = gradient_flow(k, y, f0_train=start)(times, k_test, start_test)
+            torch.testing.assert_close(shared[..., s, :, :], single)
+
+    def test_scalar_targets(self, problem):
+        k, y, k_test = problem["k"], problem["y"][:, :1], problem["k_test"]
+        vector, column = gradient_flow(k, y[:, 0]), gradient_flow(k, y)
+        torch.testing.assert_close(vector(2.0), column(2.0)[:, 0])
+        torch.testing.assert_close(vector(2.0, k_test), column(2.0, k_test)[:, 0])
+        start = gradient_flow(k, y[:, 0], f0_train=problem["f0"][:, 0])
+        assert start(2.0, k_test, problem["f0_test"][:, 0]).shape == (5,)
+
+    @pytest.mark.parametrize("t", [0.0, 10.0, 1e8, math.inf])
+    def test_duplicate_points_and_a_zero_kernel_stay_finite(self, problem, t):
+        rows = torch.arange(24) % 12
+        k, y, k_test = problem["k"][rows][:, rows], problem["y"][rows], problem["k_test"][:, rows]
+        doubled, once = gradient_flow(k, y), gradient_flow(problem["k"], problem["y"])
+        # Twice the points, twice the kernel's eigenvalues, twice the n that divides them: the same flow.
+        torch.testing.assert_close(doubled(t), once(t)[rows], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(doubled(t, k_test), once(t, problem["k_test"]), rtol=1e-7, atol=1e-9)
+        still = gradient_flow(torch.zeros_like(k), y, f0_train=y + 1)
+        assert torch.equal(still(t), y + 1)
+
+    def test_conflicting_duplicates_go_to_their_mean(self, problem):
+        rows = torch.tensor([0, 0])
+        flow = gradient_flow(problem["k"][rows][:, rows], torch.tensor([1.0, 3.0], dtype=torch.float64))
+        torch.testing.assert_close(flow(math.inf), torch.full((2,), 2.0, dtype=torch.float64))
+
+
+class TestMaxLearningRate:
+    def test_is_where_gradient_descent_turns(self, problem):
+        k, y = problem["k"], problem["y"][:, 0]
+        bound = max_learning_rate(k)
+        growth = []
+        for factor in (0.99, 1.01):
+            f = torch.zeros_like(y)
+            for _ in range(3000):
+                f = f - factor * bound * k @ (f - y) / len(y)
+            growth.append((f - y).norm())
+        assert growth[0] < y.norm() < growth[1]
+
+    def test_of_an_ensemble(self, problem):
+        k = problem["k"]
+        bounds = max_learning_rate(torch.stack([k, 2 * k]))
+        torch.testing.assert_close(bounds[0], 2 * bounds[1])
+
+    def test_zero_kernel(self):
+        assert max_learning_rate(torch.zeros(3, 3)) == math.inf
+
+
+EYE = torch.eye(3, dtype=torch.float64)
+Y = torch.ones(3, 1, dtype=torch.float64)
+BAD_PROBLEMS = [
+    ({"k_train_train": EYE[:2]}, r"k_train_train: expected shape \(..., n, n\), got \(2, 3\)"),
+    ({"k_train_train": EYE.tolist()}, "k_train_train: expected a torch.Tensor, got list"),
+    ({"k_train_train": EYE.long()}, "k_train_train: expected a floating-point dtype, got torch.int64"),
+    ({"k_train_train": EYE.triu() + EYE.roll(1, 0).triu()}, "k_train_train: expected a symmetric matrix, got entries"),
+    ({"k_train_train": EYE * torch.nan}, "k_train_train: expected finite values, got 9 NaN or infinite of 9"),
+    ({"y_train": Y[:2]}, r"y_train: expected shape \(..., 3, C\), got \(2, 1\)"),
+    ({"y_train": Y[:2, 0]}, r"y_train: expected shape \(3\), got \(2,\)"),
+    ({"y_train": Y.float()}, "y_train: expected torch.float64, the dtype of k_train_train, got torch.float32"),
+    ({"y_train": Y.to("meta")}, "y_train: expected device cpu, that of k_train_train, got meta"),
+    ({"y_train": Y / 0}, "y_train: expected finite values, got 3 NaN or infinite of 3"),
+    ({"ridge": -1e-9}, "ridge: expected a finite number, zero or above, got -1e-09"),
+    ({"ridge": math.nan}, "ridge: expected a finite number, zero or above, got nan"),
+]
+
+
+@pytest.mark.parametrize("function", [kernel_ridge, gradient_flow])
+@pytest.mark.parametrize(("changes", "message"), BAD_PROBLEMS)
+def test_refused_problems(function, changes, message):
+    arguments = {"k_train_train": EYE, "y_train": Y, "ridge": 0.0} | changes
+    with pytest.raises((TypeError, ValueError), match=message):
+        function(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gradient_flow(EYE, Y, f0_train=Y[:, 0]), r"f0_train: expected shape \(..., 3, 1\), got \(3,\)"),
+        (lambda: gradient_flow(-EYE, Y), "expected a positive semi-definite matrix, got an eigenvalue of -1"),
+        (lambda: gradient_flow(EYE, Y)(-1.0), "t: expected a number or 1-d tensor, zero or above, got -1.0"),
+        (lambda: gradient_flow(EYE, Y)(math.nan), "t: expected a number or 1-d tensor, zero or above, got nan"),
+        (lambda: gradient_flow(EYE, Y)(EYE), "t: expected a number or 1-d tensor"),
+        (lambda: gradient_flow(EYE, Y)(1.0, EYE[:, :2]), r"k_test_train: expected shape \(..., m, 3\), got \(3, 2\)"),
+        (lambda: gradient_flow(EYE, Y, f0_train=Y)(1.0, EYE), "f0_test: expected the initial function"),
+        (lambda: gradient_flow(EYE, Y)(1.0, EYE, Y), "f0_test: expected None"),
+        (lambda: gradient_flow(EYE, Y, f0_train=Y)(1.0, EYE, Y[:2]), r"f0_test: expected shape \(..., 3, 1\)"),
+        (lambda: gradient_flow(EYE, Y, f0_train=Y)(1.0, f0_test=Y), "k_test_train: expected a kernel, as f0_test was"),
+        (lambda: kernel_ridge(EYE, Y, 0.0)(EYE.float()), "k_test_train: expected torch.float64"),
+        (lambda: kernel_ridge(EYE, Y, 0.0)(EYE[:, 1:]), r"k_test_train: expected shape \(..., m, 3\), got \(3, 2\)"),
+        (lambda: max_learning_rate(EYE[:2]), r"kernel: expected shape \(..., N, N\), got \(2, 3\)"),
+    ],
+)
+def test_refused_calls(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()

@@ -1,0 +1,180 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ntk_helpers import (
+    MLP,
+    DivergenceError,
+    empirical_ntk,
+    gradient_flow,
+    linearize,
+    max_learning_rate,
+    train,
+)
+
+
+@pytest.fixture
+def data(normal):
+    return normal(10, 3), normal(10, 2)
+
+
+def test_one_step_is_gradient_descent_on_half_the_mean_square(data):
+    x, y = data
+    net = MLP(3, 8, 1, 2, seed=0)
+    loss = nn.functional.mse_loss(net(x), y) / 2
+    gradients = torch.autograd.grad(loss, list(net.parameters()))
+    expected = [p - 0.3 * g for p, g in zip(net.parameters(), gradients, strict=True)]
+    record = train(net, x, y, learning_rate=0.3, steps=1)
+    torch.testing.assert_close(list(net.parameters()), expected)
+    torch.testing.assert_close(record.loss[0], loss.detach())
+    torch.testing.assert_close(record.loss[1], nn.functional.mse_loss(net(x), y).detach() / 2)
+
+
+def test_members_of_an_ensemble_train_as_single_networks(data):
+    x, y = data
+    ensemble = MLP(3, 16, 2, 2, seeds=[5, 7])
+    losses = train(ensemble, x, y, learning_rate=0.5, steps=20).loss
+    assert losses.shape == (21, 2)
+    for s, seed in enumerate([5, 7]):
+        single = MLP(3, 16, 2, 2, seed=seed)
+        loss = train(single, x, y, learning_rate=0.5, steps=20).loss
+        torch.testing.assert_close(losses[:, s], loss)
+        torch.testing.assert_close(ensemble(x)[s], single(x))
+
+
+@pytest.mark.parametrize("start", [{"seed": 0}, {"seeds": [0, 1]}])
+def test_linear_model_follows_the_powers_of_its_kernel(data, start):
+    """After k steps the residual is (1 - eta K / (n C))^k times the first one, exactly."""
+    x, y = data
+    model = linearize(MLP(3, 8, 1, 2, activation="tanh", **start))
+    f0, theta = model(x).detach(), empirical_ntk(model, x)
+    gram = theta.movedim(-2, -3).flatten(-2, -1).flatten(-3, -2)
+    rate = 0.9 * max_learning_rate(gram).min().item()
+    train(model, x, y, learning_rate=rate, steps=50)
+    power = torch.linalg.matrix_power(torch.eye(20) - rate * gram / 20, 50)
+    residual = (power @ (f0 - y).flatten(-2).unsqueeze(-1)).reshape(f0.shape)
+    torch.testing.assert_close(model(x).detach(), y + residual, rtol=1e-10, atol=1e-10)
+
+
+def test_wide_network_follows_the_flow_of_its_kernel(data, normal):
+    (x, y), x_test = data, normal(4, 3)
+    net = MLP(3, 8192, 1, 2, activation="tanh", seeds=[0, 1])
+    f0, f0_test, observed = net(x).detach(), net(x_test).detach(), {"test": lambda model: model(x_test)}
+    # The outputs are independent in the limit, with one kernel for all: here each has its own block.
+    theta = empirical_ntk(net, x).movedim(-2, -3).flatten(-2, -1).flatten(-3, -2)
+    theta_test = empirical_ntk(net, x_test, x).movedim(-2, -3).flatten(-2, -1).flatten(-3, -2)
+    flow = gradient_flow(theta, y.reshape(-1, 1), f0_train=f0.reshape(2, -1, 1))
+    record = train(net, x, y, learning_rate=0.05, steps=400, record=observed, record_at=[100, 400])
+    for t, f in zip(record.times, record["test"], strict=True):
+        expected = flow(t, theta_test, f0_test.reshape(2, -1, 1)).reshape(2, 4, 2)
+        assert (f - expected).square().mean().sqrt() < 0.01 * (expected - f0_test).square().mean().sqrt()
+
+
+def test_record(data):
+    x, y = data
+    net = MLP(3, 8, 1, 2, seed=0)
+    start = net(x).detach()
+    record = train(net, x, y, learning_rate=0.1, steps=5, record={"f": lambda net: net(x)}, record_at=[3, 0, 5])
+    assert record.steps == [0, 3, 5]
+    torch.testing.assert_close(record.times, torch.tensor([0.0, 0.3, 0.5], dtype=torch.float64))
+    assert record["f"].shape == (3, 10, 2)
+    torch.testing.assert_close(record["f"][0], start)
+    torch.testing.assert_close(record["f"][2], net(x).detach())
+    assert record.loss.shape == (6,)
+    torch.testing.assert_close((record["f"] - y).square().mean((1, 2)) / 2, record.loss[record.steps])
+
+
+def test_same_seed_same_result(data):
+    x, y = data
+    first, second = (MLP(3, 16, 2, 2, seed=0) for _ in range(2))
+    for net in (first, second):
+        train(net, x, y, learning_rate=0.5, steps=20)
+    assert torch.equal(first(x), second(x))
+
+
+def test_any_module(data):
+    """A frozen parameter stays, an unused one is no error, gradients that a caller holds are left alone."""
+    x, y = data
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    net.register_parameter("unused", nn.Parameter(torch.ones(1, dtype=torch.float64)))
+    net[0].weight.requires_grad_(False)
+    frozen = net[0].weight.clone()
+    loss = train(net, x, y, learning_rate=0.1, steps=50).loss
+    assert loss[-1] < loss[0]
+    assert torch.equal(net[0].weight, frozen)
+    assert net[2].weight.grad is None
+
+
+def test_targets_without_an_output_axis(data):
+    x, y = data[0], data[1][:, 0]
+
+    class Scalar(MLP):
+        def forward(self, x):
+            return super().forward(x).squeeze(-1)
+
+    flat, column = Scalar(3, 8, 1, seed=0), MLP(3, 8, 1, seed=0)
+    losses = train(flat, x, y, learning_rate=0.2, steps=10).loss
+    torch.testing.assert_close(losses, train(column, x, y.unsqueeze(1), learning_rate=0.2, steps=10).loss)
+
+
+@pytest.mark.parametrize("seed", [{"seed": 0}, {"seeds": [0, 1]}])
+def test_divergence_stops_with_the_bound_and_the_record(data, seed):
+    x, y = data
+    net = MLP(3, 64, 1, 2, activation="identity", **seed)
+    gram = empirical_ntk(net, x).movedim(-2, -3).flatten(-2, -1).flatten(-3, -2)
+    bound = max_learning_rate(gram).min().item()
+    observed = {"f": lambda net: net(x)}
+    with pytest.raises(DivergenceError, match=r"diverged at step \d+: the loss is .*largest stable one") as caught:
+        train(net, x, y, learning_rate=3 * bound, steps=10_000, record=observed, record_at=range(10_001))
+    error = caught.value
+    assert error.max_learning_rate == pytest.approx(bound)
+    assert f"{bound:.3g}" in str(error)
+    assert 0 < error.step < 100
+    assert error.loss > 1e6 * error.record.loss[0].min()
+    assert len(error.record.loss) == error.step
+    assert error.record.loss.isfinite().all()
+    assert error.record.steps == list(range(error.step))
+    assert len(error.record["f"]) == error.step
+    train(MLP(3, 64, 1, 2, activation="identity", **seed), x, y, learning_rate=0.9 * bound, steps=1000)
+
+
+X = torch.ones(4, 3, dtype=torch.float64)
+Y = torch.ones(4, 1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": -0.1}, "learning_rate: expected a positive finite number, got -0.1"),
+        ({"learning_rate": math.inf}, "learning_rate: expected a positive finite number, got inf"),
+        ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"steps": 10.0}, "steps: expected an int, got float"),
+        ({"x": X.float()}, "x: expected torch.float64, the dtype of the parameters, got torch.float32"),
+        ({"y": Y.float()}, "y: expected torch.float64, the dtype of the parameters, got torch.float32"),
+        ({"x": X.to("meta")}, "x: expected device cpu, that of the parameters, got meta"),
+        ({"x": X[:3]}, r"x: expected a tensor of 4 rows, as many as y, got shape \(3, 3\)"),
+        ({"x": [1.0, 2.0]}, "x: expected a tensor of 4 rows, as many as y, got list"),
+        ({"x": X * torch.nan}, "x: expected finite values, got 12 NaN or infinite of 12"),
+        ({"y": Y / 0}, "y: expected finite values, got 4 NaN or infinite of 4"),
+        ({"y": Y[:, 0]}, r"y: expected the shape of the predictions, \(4, 1\), got \(4,\)"),
+        ({"y": Y.unsqueeze(0)}, r"y: expected shape \(n, C\), got \(1, 4, 1\)"),
+        ({"record_at": [0, 11]}, r"record_at: expected integers from 0 to 10, got \[11\]"),
+        ({"model": torch.relu}, "model: expected a torch.nn.Module, got builtin_function_or_method"),
+        ({"model": nn.ReLU()}, "model: expected trainable parameters, got none"),
+    ],
+)
+def test_refusals(changes, message):
+    arguments = {"model": MLP(3, 4, 1, seed=0), "x": X, "y": Y, "learning_rate": 0.1, "steps": 10} | changes
+    with pytest.raises((TypeError, ValueError), match=message):
+        train(**arguments)
+
+
+def test_network_that_is_not_finite_at_the_start():
+    net = MLP(3, 4, 1, seed=0)
+    with torch.no_grad():
+        net.weights[0].fill_(1e200)  # finite, but the square of the output is not
+    with pytest.raises(ValueError, match=r"loss at the start: expected finite values"):
+        train(net, X, Y, learning_rate=0.1, steps=1)
