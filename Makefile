@@ -5,7 +5,7 @@ PORT ?= 8000
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 
-.PHONY: help book serve lab notebooks test lint format clean
+.PHONY: help book serve lab inspect notebooks test lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +28,9 @@ serve: ## serve the rendered site on loopback (PORT=8000)
 
 lab: $(READY) ## open the chapters in JupyterLab
 	$(BIN)/jupyter lab book
+
+inspect: $(READY) ## open every page of the built site in Chromium and take pictures
+	$(BIN)/python tools/inspect_site.py
 
 notebooks: $(READY) ## turn every chapter into a plain notebook in notebooks/
 	$(BIN)/python tools/make_notebooks.py

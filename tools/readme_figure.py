@@ -1,0 +1,23 @@
+"""Take the README's figure out of its executed chapter: run ``make book`` first."""
+
+import sys
+
+from chapters import ROOT
+
+sys.path.insert(0, str(ROOT / "_ext"))
+from execution_cache import executed_notebook
+
+CHAPTER, FIGURE = ROOT / "book" / "training" / "krr_vs_network.md", "fig-same-time"
+
+
+def figure(notebook, name):
+    """The SVG that the cell of a figure displays."""
+    cell = next(c for c in notebook.cells if c.metadata.get("mystnb", {}).get("figure", {}).get("name") == name)
+    return next(o.data["image/svg+xml"] for o in cell.outputs if "image/svg+xml" in o.get("data", {}))
+
+
+if __name__ == "__main__":
+    executed = executed_notebook(ROOT, CHAPTER)
+    if executed is None:
+        raise SystemExit(f"{CHAPTER.relative_to(ROOT)} has not been executed in its present state: run make book")
+    (ROOT / "_assets" / f"{FIGURE}.svg").write_text(figure(executed[0], FIGURE), encoding="utf-8")
