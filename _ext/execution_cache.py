@@ -5,12 +5,14 @@ after a digest of the package and of the pinned requirements too.
 """
 
 import hashlib
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import jupytext
 from jupyter_cache import get_cache
 
+KEPT = 4  # states of the package to come back to, such as another branch's, beside the present one
 PACKAGE = Path(find_spec("ntk_helpers").origin).parent
 
 
@@ -39,7 +41,11 @@ def executed_notebook(book, chapter):
 
 
 def _set_cache(app, config):
-    config.nb_execution_cache_path = str(cache_folder(app.srcdir))
+    folder = cache_folder(app.srcdir)
+    config.nb_execution_cache_path = str(folder)
+    others = sorted((p for p in folder.parent.glob("*") if p != folder), key=lambda p: p.stat().st_mtime)
+    for old in others[:-KEPT]:
+        shutil.rmtree(old)
 
 
 def setup(app):

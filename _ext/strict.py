@@ -10,6 +10,8 @@ from docutils import nodes
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
+NO_ALT = "the figure has no alt text; say what it shows (for a cell: mystnb, image, alt)"
+IMG, ALT = re.compile(r"<img\b[^>]*>"), re.compile(r"""\balt=["']?[^"'\s>]""")
 CELL = re.compile(r"[`~:]{3,}\{code-cell\}")
 
 
@@ -20,7 +22,10 @@ def _check(app, doctree):
             _warn("cell", path, block, "the cell fails: " + block.astext().strip().splitlines()[-1])
     for image in doctree.findall(nodes.image):
         if not image.get("alt", "").strip():
-            _warn("alt", path, image, "the figure has no alt text; say what it shows (for a cell: mystnb, image, alt)")
+            _warn("alt", path, image, NO_ALT)
+    for raw in doctree.findall(nodes.raw):
+        if any(not ALT.search(tag) for tag in IMG.findall(raw.astext())):
+            _warn("alt", path, raw, NO_ALT)
 
 
 def _warn(subtype, path, node, message):

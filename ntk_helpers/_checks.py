@@ -1,15 +1,18 @@
 """Checks at the boundary: one line a check, each naming the argument, what was expected and what came."""
 
 import math
+from numbers import Real
 
 import torch
+from torch import nn
 
 
 class Arguments:
     """Tensor arguments of one call, checked against each other.
 
     All must be finite floating-point tensors of one dtype and device. Shapes are written as patterns, for example
-    ``"... n C"``: a name stands for one size, the same wherever it occurs, and ``...`` for any leading axes.
+    ``"S? n C"``: a name stands for one size of at least 1, the same wherever it occurs, and a first axis with a
+    question mark may be missing.
     """
 
     def __init__(self):
@@ -20,9 +23,13 @@ class Arguments:
         """Check one argument against `pattern` and the arguments before it."""
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        self._check_shape(name, tuple(value.shape), pattern.replace("?", "").split(), optional="?" in pattern)
+        self.like_the_first(name, value)
+
+    def like_the_first(self, name, value):
+        """Check only that the values are finite, and of the dtype and device of the arguments before."""
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
-        self._check_shape(name, value, pattern.split())
         first_name, first = self.first = self.first or (name, value)
         if value.dtype != first.dtype:
             raise TypeError(f"{name}: expected {first.dtype}, the dtype of {first_name}, got {value.dtype}")
@@ -30,35 +37,73 @@ class Arguments:
             raise ValueError(f"{name}: expected device {first.device}, that of {first_name}, got {value.device}")
         require_finite(name, value)
 
-    def _check_shape(self, name, value, pattern):
-        axes = [axis for axis in pattern if axis != "..."]
-        sizes, shape = dict(self.sizes), tuple(value.shape)
-        fits = len(shape) == len(axes) or ("..." in pattern and len(shape) > len(axes))
-        if fits:
-            for axis, size in zip(reversed(axes), reversed(shape), strict=False):
-                fits &= sizes.setdefault(axis, size) == size
-        if not fits:
-            expected = ", ".join(str(self.sizes.get(axis, axis)) for axis in pattern)
-            raise ValueError(f"{name}: expected shape ({expected}), got {shape}")
+    def _check_shape(self, name, shape, axes, optional):
+        present = axes[1:] if optional and len(shape) < len(axes) else axes
+        sizes = dict(self.sizes)
+        fits = len(shape) == len(present) and 0 not in shape
+        if not fits or any(sizes.setdefault(a, s) != s for a, s in zip(present, shape, strict=True)):
+            expected = [str(self.sizes.get(axis, axis)) for axis in axes]
+            alternatives = [expected[1:], expected] if optional else [expected]
+            texts = " or ".join(f"({', '.join(axes)})" for axes in alternatives)
+            raise ValueError(f"{name}: expected shape {texts}, got {shape}")
         self.sizes = sizes
 
 
+def require_trainable(model):
+    """The trainable parameters of a model as a dict by name; raise unless there are some, finite and of one kind."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not params:
+        raise ValueError("model: expected trainable parameters, got none")
+    arguments = Arguments()
+    for name, p in params.items():
+        arguments.like_the_first(f"parameter {name}", p.detach())
+    size = getattr(model, "ensemble_size", None)
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if size is not None and value.shape[:1] != (size,):
+            raise ValueError(f"{name}: expected a leading axis of {size}, the ensemble's, got {tuple(value.shape)}")
+    return params
+
+
+def require_inputs(name, x, parameter):
+    """Raise unless `x` is a finite tensor (n, ...), n > 0, on the parameter's device and, if a float, of its dtype."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(f"{name}: expected shape (n, ...) with n > 0, got {tuple(x.shape)}")
+    if x.is_floating_point() and x.dtype != parameter.dtype:
+        raise TypeError(f"{name}: expected {parameter.dtype}, the dtype of the parameters, got {x.dtype}")
+    if x.device != parameter.device:
+        raise ValueError(f"{name}: expected device {parameter.device}, that of the parameters, got {x.device}")
+    require_finite(name, x)
+
+
 def require_finite(name, value):
-    """Raise ValueError where a floating-point tensor holds NaN or infinity."""
-    if value.is_floating_point() and not torch.isfinite(value).all():
+    """Raise ValueError where a tensor holds NaN or infinity."""
+    if not torch.isfinite(value).all():
         bad = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {value.numel()}")
 
 
+def require_number(name, value):
+    """The value as a float; raise unless it is a real number or a tensor of one."""
+    if not (isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.numel() == 1)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    return float(value)
+
+
 def require_positive(name, value):
-    """Raise ValueError unless `value` is a finite number above zero."""
-    if not (math.isfinite(value) and value > 0):
+    """Raise unless `value` is a finite number above zero."""
+    number = require_number(name, value)
+    if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name}: expected a positive finite number, got {value}")
 
 
 def require_non_negative(name, value):
-    """Raise ValueError unless `value` is a finite number, zero or above."""
-    if not (math.isfinite(value) and value >= 0):
+    """Raise unless `value` is a finite number, zero or above."""
+    number = require_number(name, value)
+    if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{name}: expected a finite number, zero or above, got {value}")
 
 

@@ -10,10 +10,10 @@ import copy
 import torch
 from torch import nn
 from torch.func import functional_call, jacrev, jvp, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
-from ntk_helpers._checks import require_finite, require_integer
-
-_UNDEFINED_IN_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+from ntk_helpers._checks import require_inputs, require_integer, require_trainable
 
 
 def jacobian(model, x, *, chunk_size=None):
@@ -38,8 +38,7 @@ def jacobian(model, x, *, chunk_size=None):
         For inputs that are not finite or do not match the parameters, a model without trainable parameters, one whose
         output has the wrong shape, and one whose kernel would be meaningless: Dropout or BatchNorm in training mode.
     """
-    _check_model(model)
-    _check_inputs("x", x, model)
+    require_inputs("x", x, _check_model(model))
     _check_chunk_size(chunk_size)
     return _over_members(model, lambda *state: _jacobian(model, *state, x, chunk_size))
 
@@ -75,10 +74,10 @@ def empirical_ntk(model, x1, x2=None, *, output="full", chunk_size=None):
     """
     if output not in _CONTRACTIONS:
         raise ValueError(f"output: expected one of {sorted(_CONTRACTIONS)}, got {output!r}")
-    _check_model(model)
-    _check_inputs("x1", x1, model)
+    parameter = _check_model(model)
+    require_inputs("x1", x1, parameter)
     if x2 is not None:
-        _check_inputs("x2", x2, model)
+        require_inputs("x2", x2, parameter)
         if x2.shape[1:] != x1.shape[1:]:
             expected = ", ".join(["n2", *map(str, x1.shape[1:])])
             raise ValueError(f"x2: expected shape ({expected}), got {tuple(x2.shape)}")
@@ -172,31 +171,19 @@ def _over_members(model, function):
 
 
 def _check_model(model):
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("model: expected trainable parameters, got none")
+    """Check a model and return one of its trainable parameters, as the example of dtype and device."""
+    params = require_trainable(model)
     for name, module in model.named_modules():
-        if isinstance(module, _UNDEFINED_IN_TRAINING) and module.training:
+        batchwise = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+        if batchwise or (isinstance(module, _DropoutNd) and module.training):
             raise ValueError(
-                f"model: {name or 'the module'} is a {type(module).__name__} in training mode, for which the kernel of "
-                "a pair of points is not defined (it depends on the batch or on chance); call model.eval() first"
+                f"model: {name or 'the module'} is a {type(module).__name__} in training mode or without running "
+                "statistics, for which the kernel of a pair of points is not defined (it depends on the batch or on "
+                "chance); call model.eval(), and keep track_running_stats=True"
             )
+    return next(iter(params.values()))
 
 
 def _check_chunk_size(chunk_size):
     if chunk_size is not None:
         require_integer("chunk_size", chunk_size, at_least=1)
-
-
-def _check_inputs(name, x, model):
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
-    if x.ndim == 0 or len(x) == 0:
-        raise ValueError(f"{name}: expected shape (n, ...) with n > 0, got {tuple(x.shape)}")
-    parameter = next(p for p in model.parameters() if p.requires_grad)
-    if x.is_floating_point() and x.dtype != parameter.dtype:
-        raise TypeError(f"{name}: expected {parameter.dtype}, the dtype of the parameters, got {x.dtype}")
-    if x.device != parameter.device:
-        raise ValueError(f"{name}: expected device {parameter.device}, that of the parameters, got {x.device}")
-    require_finite(name, x)

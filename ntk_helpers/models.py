@@ -79,15 +79,18 @@ class MLP(nn.Module):
             raise ValueError(f'parameterization: expected "ntk" or "standard", got {parameterization!r}')
         if (seed is None) == (seeds is None):
             raise ValueError(f"seed, seeds: expected exactly one, got seed={seed}, seeds={seeds}")
-        if seeds is not None and len(seeds) == 0:
+        draws_from = [seed] if seeds is None else list(seeds)
+        if not draws_from:
             raise ValueError("seeds: expected at least one seed, got none")
+        for value in draws_from:
+            require_integer("seed", value, at_least=0)
 
         self.activation = _activation(activation)
-        self.ensemble_size = None if seeds is None else len(seeds)
+        self.d_in, self.ensemble_size = d_in, None if seeds is None else len(draws_from)
         sizes = [d_in, *[width] * depth, d_out]
         self._w_scales = [w_std / math.sqrt(fan_in) for fan_in in sizes[:-1]]
         self._b_scale = b_std
-        draws = _draws(sizes, b_std is not None, [seed] if seeds is None else seeds)
+        draws = _draws(sizes, b_std is not None, draws_from)
         if seeds is None:
             draws = [[draw.squeeze(0) for draw in kind] for kind in draws]
         weights, biases = draws
@@ -100,6 +103,8 @@ class MLP(nn.Module):
 
     def forward(self, x):
         """Map inputs (n, d_in) to outputs (n, d_out), or (S, n, d_out) for an ensemble of S seeds."""
+        if x.ndim != 2 or x.shape[1] != self.d_in:
+            raise ValueError(f"x: expected shape (n, {self.d_in}), got {tuple(x.shape)}")
         h = self._layer(0, x)
         for layer in range(1, len(self.weights)):
             h = self._layer(layer, self.activation(h))

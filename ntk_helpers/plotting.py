@@ -87,10 +87,13 @@ def fit_power_law(x, samples, *, confidence=0.95):
         For wrong shapes or values that have no logarithm.
     """
     x, samples = np.asarray(x, dtype=float), np.asarray(samples, dtype=float)
-    if samples.ndim != 2 or samples.shape[0] < 2 or x.shape != samples.shape[1:] or len(x) < 2:
-        raise ValueError(f"samples: expected shape (S, {len(x)}) with S and len(x) at least 2, got {samples.shape}")
-    if not (np.isfinite(samples).all() and (samples > 0).all() and (x > 0).all()):
-        raise ValueError("x, samples: expected positive finite values, got others")
+    if x.ndim != 1 or len(np.unique(x)) < 2:
+        raise ValueError(f"x: expected at least two distinct values along one axis, got {x}")
+    if samples.ndim != 2 or samples.shape[0] < 2 or x.shape != samples.shape[1:]:
+        raise ValueError(f"samples: expected shape (S, {len(x)}) with S at least 2, got {samples.shape}")
+    for name, values in {"x": x, "samples": samples}.items():
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            raise ValueError(f"{name}: expected positive finite values, got others")
     slopes, intercepts = np.polyfit(np.log(x), np.log(samples).T, deg=1)
     mean, error = slopes.mean(), stats.sem(slopes)
     reach = error * stats.t.ppf((1 + confidence) / 2, df=len(slopes) - 1)

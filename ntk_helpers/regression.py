@@ -1,8 +1,12 @@
 r"""Kernel regression with a given kernel: the ridge solution, and gradient flow at any time.
 
-Kernels are ``(..., n, n)`` on the training points and ``(..., m, n)`` between test and training points; leading axes
-are independent problems (the seeds of an ensemble). Targets are ``(n,)``, or ``(..., n, C)`` for C outputs that share
-the kernel; predictions follow suit. The loss is half the mean square error, :math:`\frac{1}{2nC} \sum (f - y)^2`.
+Kernels are (n, n) on the training points and (m, n) between test and training points, or (S, n, n) and (S, m, n) for S
+problems at once, such as the seeds of an ensemble. Targets are (n,), or (n, C) for C outputs that share the kernel;
+functions are the same, or have a leading axis S. The loss is half the mean square error, :math:`\frac{1}{2nC} \sum (f
+- y)^2`.
+
+Where every pair of outputs has a kernel of its own, as `empirical_ntk` gives it in full, `flatten_outputs` makes it the
+kernel of one problem with n C points.
 """
 
 import math
@@ -14,18 +18,32 @@ from torch import Tensor
 from ntk_helpers._checks import Arguments, require_non_negative
 
 
+def flatten_outputs(kernel):
+    """Kernel (n1, n2, C, C) of all pairs of outputs as the matrix (n1 C, n2 C) over pairs (point, output).
+
+    The order is that of ``y.reshape(-1)`` for targets (n, C). With a leading axis S, it stays.
+    """
+    if kernel.ndim not in (4, 5) or kernel.shape[-1] != kernel.shape[-2]:
+        raise ValueError(f"kernel: expected shape (n1, n2, C, C) or (S, n1, n2, C, C), got {tuple(kernel.shape)}")
+    return kernel.movedim(-2, -3).flatten(-2, -1).flatten(-3, -2)
+
+
 @dataclass(frozen=True)
 class KernelRidge:
-    """A fitted kernel ridge regression: a function of ``k_test_train`` (..., m, n) to (..., m) or (..., m, C)."""
+    """A fitted kernel ridge regression: a function of ``k_test_train`` (m, n) to predictions (m,) or (m, C).
 
-    dual_coefficients: Tensor
+    With a leading axis S where the kernel or the targets had one; `k_test_train` has it where the kernel had.
+    """
+
+    dual_coefficients: Tensor  # (n, C) or (S, n, C)
+    kernel_axes: str
     scalar_targets: bool
 
     def __call__(self, k_test_train):
         """Predict at the test points: the kernel between them and the training points, times the coefficients."""
         arguments = Arguments()
-        arguments.tensor("dual_coefficients", self.dual_coefficients, "... n C")
-        arguments.tensor("k_test_train", k_test_train, "... m n")
+        arguments.tensor("dual_coefficients", self.dual_coefficients, "S? n C")
+        arguments.tensor("k_test_train", k_test_train, self.kernel_axes)
         prediction = k_test_train @ self.dual_coefficients
         return prediction.squeeze(-1) if self.scalar_targets else prediction
 
@@ -35,28 +53,28 @@ def kernel_ridge(k_train_train, y_train, ridge):
 
     Parameters
     ----------
-    k_train_train : Tensor (..., n, n)
-    y_train : Tensor (n,) or (..., n, C)
+    k_train_train : Tensor (n, n) or (S, n, n)
+    y_train : Tensor (n,), (n, C) or (S, n, C)
     ridge : float
         Absolute, added to the diagonal. Zero interpolates.
 
     Returns
     -------
     KernelRidge
-        A function of ``k_test_train``; the fitted coefficients are its ``dual_coefficients`` (..., n, C).
+        A function of ``k_test_train``; the fitted coefficients are its ``dual_coefficients`` (n, C) or (S, n, C).
 
     Raises
     ------
     TypeError, ValueError
         For wrong shapes or types, NaN, a kernel that is not symmetric, a negative ridge.
     torch.linalg.LinAlgError
-        Where the matrix to be inverted is singular to rounding.
+        Where the matrix to be inverted is singular to rounding, or has a negative eigenvalue.
     """
     targets = _check_problem(k_train_train, y_train)
     require_non_negative("ridge", ridge)
-    factor, _ = torch.linalg.cholesky_ex(_with_ridge(k_train_train, ridge))
-    _require_positive_pivots(factor, k_train_train, ridge)
-    return KernelRidge(torch.cholesky_solve(targets, factor), scalar_targets=y_train.ndim == 1)
+    factor, failed = torch.linalg.cholesky_ex(_with_ridge(k_train_train, ridge))
+    _require_positive_pivots(factor, failed, k_train_train, ridge)
+    return KernelRidge(torch.cholesky_solve(targets, factor), _test_axes(k_train_train), y_train.ndim == 1)
 
 
 @dataclass(frozen=True)
@@ -64,14 +82,15 @@ class GradientFlow:
     r"""The trajectory of kernel gradient flow, factored once; call it with times and test points.
 
     ``flow(t)`` is the function on the training points, ``flow(t, k_test_train, f0_test)`` elsewhere. The time `t` is a
-    number, infinity included, or a 1-d tensor, which gives the result a leading axis over times. `f0_test` (..., m) or
-    (..., m, C) is the initial function there; leave it out exactly where `f0_train` was left out, and both are zero.
+    number, infinity included, or a 1-d tensor, which gives the result a leading axis over times. `k_test_train` and
+    `f0_test` have the axes of `k_train_train` and `f0_train`, with m in the place of n; leave `f0_test` out exactly
+    where `f0_train` was left out, and both are zero.
     """
 
-    eigenvalues: Tensor  # (..., n), of K + ridge * I; those below rounding are exactly zero
-    eigenvectors: Tensor  # (..., n, n)
-    f0_train: Tensor  # (..., n, C)
-    residual: Tensor  # (..., n, C): y - f0 in the basis of eigenvectors
+    eigenvalues: Tensor  # (n,) or (S, n), of K + ridge * I; those below rounding are exactly zero
+    eigenvectors: Tensor  # (n, n) or (S, n, n)
+    f0_train: Tensor  # (n, C) or (S, n, C)
+    residual: Tensor  # (n, C) or (S, n, C): y - f0 in the basis of eigenvectors
     scalar_targets: bool
     has_f0: bool
 
@@ -90,7 +109,10 @@ class GradientFlow:
         return f.squeeze(-1) if self.scalar_targets else f
 
     def _times(self, t):
-        times = torch.as_tensor(t, dtype=self.residual.dtype, device=self.residual.device)
+        try:
+            times = torch.as_tensor(t, dtype=self.residual.dtype, device=self.residual.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"t: expected a number or 1-d tensor, got {t!r}") from None
         if times.ndim > 1 or not (times >= 0).all():
             raise ValueError(f"t: expected a number or 1-d tensor, zero or above, got {t}")
         return times.reshape(*times.shape, *[1] * (self.residual.ndim - 1))
@@ -103,13 +125,13 @@ class GradientFlow:
                 else "f0_test: expected None, as f0_train was not given, got a tensor"
             )
         arguments = Arguments()
-        arguments.tensor("f0_train", self.f0_train, "... n C")
-        arguments.tensor("k_test_train", k_test_train, "... m n")
+        arguments.tensor("the residual", self.residual, "S? n C")
+        arguments.tensor("k_test_train", k_test_train, _test_axes(self.eigenvectors))
         if f0_test is None:
             return 0.0
-        f0_test = f0_test.unsqueeze(-1) if self.scalar_targets else f0_test
-        arguments.tensor("f0_test", f0_test, "... m C")
-        return f0_test
+        axes = ["S"] * (self.f0_train.ndim - 2) + ["m", "C"]
+        arguments.tensor("f0_test", f0_test, " ".join(axes[:-1] if self.scalar_targets else axes))
+        return f0_test.unsqueeze(-1) if self.scalar_targets else f0_test
 
 
 def gradient_flow(k_train_train, y_train, *, f0_train=None, ridge=0.0):
@@ -121,16 +143,17 @@ def gradient_flow(k_train_train, y_train, *, f0_train=None, ridge=0.0):
     with :math:`\tilde K = K + \mathrm{ridge}\, I` (Lee et al. 2019, equations 8 to 11, where the loss is half the *sum*
     of squares). The kernel is factored once. Singular kernels are welcome: a direction of eigenvalue zero does not
     move on the training points, and :math:`(1 - e^{-\lambda t}) / \lambda` there is its limit `t`, or at infinite time
-    left out, as in the pseudo-inverse. An eigenvalue counts as zero below ``n * eps * (the largest)``.
+    left out, as in the pseudo-inverse. An eigenvalue counts as zero below ``max(n, 100) * eps * (the largest)``.
 
     Parameters
     ----------
-    k_train_train : Tensor (..., n, n)
-    y_train : Tensor (n,) or (..., n, C)
-    f0_train : Tensor (..., n) or (..., n, C), optional
+    k_train_train : Tensor (n, n) or (S, n, n)
+    y_train : Tensor (n,), (n, C) or (S, n, C)
+    f0_train : Tensor (n,) or (S, n) where `y_train` is (n,), else (n, C) or (S, n, C), optional
         The function at time zero; None means zero.
     ridge : float
-        Absolute, added to the diagonal of `k_train_train` alone.
+        Absolute, added to the diagonal of `k_train_train` alone: test predictions tend to those of `kernel_ridge`,
+        while ``flow(t)`` on the training points tends to the targets.
 
     Returns
     -------
@@ -156,12 +179,12 @@ def max_learning_rate(kernel):
 
     Parameters
     ----------
-    kernel : Tensor (..., N, N)
-        Kernel of all N = n C residuals: of the n points for one output, of all pairs (point, output) for more.
+    kernel : Tensor (N, N) or (S, N, N)
+        Kernel of all N = n C residuals: of the n points for one output; for more, `flatten_outputs` of the full one.
 
     Returns
     -------
-    Tensor (...)
+    Tensor () or (S,)
         Below it every mode of the linearized model contracts; above it the leading one, of eigenvalue
         :math:`\lambda_1`, grows. Infinite for a zero kernel.
 
@@ -170,8 +193,7 @@ def max_learning_rate(kernel):
     TypeError, ValueError
         For a kernel that is not a finite symmetric matrix.
     """
-    Arguments().tensor("kernel", kernel, "... N N")
-    _require_symmetric("kernel", kernel)
+    _check_kernel(Arguments(), "kernel", kernel, "N")
     return 2 * kernel.shape[-1] / torch.linalg.eigvalsh(kernel)[..., -1].clamp_min(0)
 
 
@@ -186,28 +208,34 @@ def _progress_over_eigenvalue(eigenvalues, times, progress):
 
 
 def _without_rounding(eigenvalues):
-    n, largest = eigenvalues.shape[-1], eigenvalues[..., -1:]
-    rounding = n * torch.finfo(eigenvalues.dtype).eps * largest.abs()
+    largest = eigenvalues[..., -1:]
+    rounding = _rounding(eigenvalues) * largest.abs()
     if (eigenvalues < -rounding).any():
+        double = "" if eigenvalues.dtype == torch.float64 else "compute the kernel in float64, or "
         raise ValueError(
             "k_train_train: expected a positive semi-definite matrix, got an eigenvalue of "
-            f"{eigenvalues.min().item():.3g} (largest {largest.max().item():.3g}); compute the kernel in float64, "
-            "or add a ridge above it"
+            f"{eigenvalues.min().item():.3g} (the largest is {largest.max().item():.3g}); {double}add a ridge above it"
         )
     return torch.where(eigenvalues > rounding, eigenvalues, 0.0)
 
 
-def _require_positive_pivots(factor, kernel, ridge):
-    scale = kernel.diagonal(dim1=-2, dim2=-1).amax(-1) + ridge
-    smallest = factor.diagonal(dim1=-2, dim2=-1).nan_to_num(0.0).amin(-1).square()
-    needed = kernel.shape[-1] * torch.finfo(kernel.dtype).eps * scale
-    if (smallest <= needed).any():
-        pivot, bound = smallest.min().item(), needed.max().item()
+def _require_positive_pivots(factor, failed, kernel, ridge):
+    needed = _rounding(kernel) * (kernel.diagonal(dim1=-2, dim2=-1).abs().amax(-1) + ridge)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).nan_to_num(0.0).clamp_min(0.0).amin(-1).square()
+    pivots = torch.where(failed > 0, 0.0, pivots)
+    if (pivots <= needed).any():
+        pivot, bound = pivots.min().item(), needed.max().item()
         raise torch.linalg.LinAlgError(
-            f"k_train_train + ridge * I is singular to rounding (ridge={ridge:g}): expected pivots above {bound:.1g}, "
-            f"got {pivot:.1g}. Duplicate points make a kernel singular, and smooth kernels nearly are. Pass a larger "
-            f"ridge, for example ridge={1e4 * bound:.0e}, or use gradient_flow, which needs no inverse"
+            f"k_train_train + ridge * I is singular to rounding or not positive (ridge={ridge:g}): expected pivots "
+            f"above {bound:.1g}, got {pivot:.1g} or less. Duplicate points make a kernel singular, and smooth kernels "
+            f"nearly are. Pass a larger ridge, for example ridge={1e4 * bound:.0e}, or use gradient_flow, which needs "
+            "no inverse"
         )
+
+
+def _rounding(values):
+    """Relative size below which an eigenvalue or a pivot of a computed n x n kernel is rounding."""
+    return max(values.shape[-1], 100) * torch.finfo(values.dtype).eps
 
 
 def _with_ridge(kernel, ridge):
@@ -215,25 +243,35 @@ def _with_ridge(kernel, ridge):
 
 
 def _check_problem(k_train_train, y_train, f0_train=None):
-    """Check the arguments of one regression against each other; return the targets as (..., n, C)."""
+    """Check the arguments of one regression against each other; return the targets with an output axis."""
     arguments = Arguments()
-    arguments.tensor("k_train_train", k_train_train, "... n n")
-    _require_symmetric("k_train_train", k_train_train)
+    _check_kernel(arguments, "k_train_train", k_train_train, "n")
     scalar = isinstance(y_train, Tensor) and y_train.ndim == 1
-    arguments.tensor("y_train", y_train, "n" if scalar else "... n C")
+    arguments.tensor("y_train", y_train, "n" if scalar else "S? n C")
     if f0_train is not None:
-        arguments.tensor("f0_train", f0_train, "... n" if scalar else "... n C")
+        arguments.tensor("f0_train", f0_train, "S? n" if scalar else "S? n C")
     return y_train.reshape(_columns(y_train, y_train))
 
 
-def _columns(values, y_train):
-    """Shape of targets or functions with their output axis written out."""
-    return (*values.shape, 1) if y_train.ndim == 1 else values.shape
-
-
-def _require_symmetric(name, kernel):
+def _check_kernel(arguments, name, kernel, size):
+    if isinstance(kernel, Tensor) and kernel.ndim > 3:
+        raise ValueError(
+            f"{name}: expected shape ({size}, {size}) or (S, {size}, {size}), got {tuple(kernel.shape)}; "
+            "for the full kernel of several outputs see flatten_outputs"
+        )
+    arguments.tensor(name, kernel, f"S? {size} {size}")
     asymmetry, scale = (kernel - kernel.mT).abs().max().item(), kernel.abs().max().item()
     if asymmetry > math.sqrt(torch.finfo(kernel.dtype).eps) * scale:
         raise ValueError(
             f"{name}: expected a symmetric matrix, got entries that differ by {asymmetry:.3g} (largest {scale:.3g})"
         )
+
+
+def _test_axes(kernel):
+    """Pattern of the kernel between test and training points that goes with one on the training points."""
+    return "S m n" if kernel.ndim == 3 else "m n"
+
+
+def _columns(values, y_train):
+    """Shape of targets or functions with their output axis written out."""
+    return (*values.shape, 1) if y_train.ndim == 1 else values.shape

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import operator
 from dataclasses import dataclass, field
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 from ntk_helpers._checks import (
     Arguments,
     require_finite,
+    require_inputs,
     require_integer,
     require_positive,
+    require_trainable,
 )
-from ntk_helpers.empirical import empirical_ntk
-from ntk_helpers.regression import max_learning_rate
 
 # Beyond this factor over the starting loss a run counts as diverged. Large stable learning rates can raise the loss
 # a few orders of magnitude for a while (Lewkowycz et al. 2020) and come back; growth without bound passes any factor.
@@ -51,16 +52,32 @@ class TrainingRecord:
 
 
 class DivergenceError(RuntimeError):
-    """Training diverged. Attributes: `step`, `loss` (the largest), `max_learning_rate` (of the network as it started,
-    linearized), `record` (up to the step before)."""
+    """Training diverged.
+
+    Attributes
+    ----------
+    step : int
+        The step after which the loss was out of bounds.
+    loss : float
+        The loss there, the largest over an ensemble.
+    learning_rate : float
+    max_learning_rate : float
+        The stability bound of the network as it started, linearized: the smallest over an ensemble.
+    record : TrainingRecord
+        Everything recorded before that step.
+    """
 
     def __init__(self, step, loss, learning_rate, max_learning_rate, record):
-        super().__init__(
-            f"training diverged at step {step}: the loss is {loss:.3g}, with learning_rate={learning_rate:g}; "
-            f"the largest stable one for this network at its start is {max_learning_rate:.3g}"
+        super().__init__(step, loss, learning_rate, max_learning_rate, record)
+        self.step, self.loss, self.learning_rate = step, loss, learning_rate
+        self.max_learning_rate, self.record = max_learning_rate, record
+
+    def __str__(self):
+        return (
+            f"training diverged at step {self.step}: the loss is {self.loss:.3g}, with learning_rate="
+            f"{self.learning_rate:g}; the largest stable one for this network at its start is "
+            f"{self.max_learning_rate:.3g}"
         )
-        self.step, self.loss, self.record = step, loss, record
-        self.max_learning_rate = max_learning_rate
 
 
 def train(model, x, y, *, learning_rate, steps, record=None, record_at=None):
@@ -115,7 +132,7 @@ def train(model, x, y, *, learning_rate, steps, record=None, record_at=None):
         if step in record_at:
             with torch.no_grad():
                 for name, function in record.items():
-                    values[name].append(function(model).clone())
+                    values[name].append(torch.as_tensor(function(model)).detach().clone())
         if step < steps:
             gradients = torch.autograd.grad(loss.sum(), params, allow_unused=True, materialize_grads=True)
             with torch.no_grad():
@@ -127,9 +144,9 @@ def train(model, x, y, *, learning_rate, steps, record=None, record_at=None):
 def _half_mean_square(model, x, y):
     """Half the mean square error: a scalar, or (S,) for an ensemble."""
     prediction, size = model(x), getattr(model, "ensemble_size", None)
-    expected = y.shape if size is None else (size, *y.shape)
-    if prediction.shape != expected:  # broadcasting (n,) against (n, 1) would go unnoticed
-        raise ValueError(f"y: expected the shape of the predictions, {tuple(prediction.shape)}, got {tuple(expected)}")
+    expected = prediction.shape if size is None else prediction.shape[1:]
+    if y.shape != expected:  # broadcasting (n,) against (n, 1) would go unnoticed
+        raise ValueError(f"y: expected the shape of the predictions, {tuple(expected)}, got {tuple(y.shape)}")
     return (prediction - y).square().flatten(-y.ndim).mean(-1) / 2
 
 
@@ -139,38 +156,43 @@ def _record(learning_rate, losses, steps, values):
 
 
 def _stability_bound(model, x, y):
-    """Largest stable learning rate of the linearized model, the smallest over an ensemble."""
-    theta = empirical_ntk(model, x)
-    if y.ndim == 2:  # (..., i, j, a, b) to pairs (point, output)
-        theta = theta.movedim(-2, -3).flatten(-2, -1).flatten(-3, -2)
-    return max_learning_rate(theta).min().item()
+    """Largest stable learning rate of the model's linearization, 2 N / lambda_1, the smallest over an ensemble.
+
+    The eigenvalue is that of J J^T, by power iteration: whatever could be trained can be differentiated this way.
+    """
+    params, prediction = [p for p in model.parameters() if p.requires_grad], model(x)
+    axes = tuple(range(prediction.ndim - y.ndim, prediction.ndim))
+    v = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(0)).to(prediction)
+    cotangent = torch.zeros_like(prediction, requires_grad=True)
+    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    pulled_back = torch.autograd.grad(prediction, params, cotangent, create_graph=True, **options)
+    eigenvalue, change = torch.zeros(()).to(prediction), math.inf
+    while change > 1e-6:
+        v = v / torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+        gradients = torch.autograd.grad(prediction, params, v, **options)
+        (v,) = torch.autograd.grad(pulled_back, cotangent, gradients, **options)
+        eigenvalue, before = torch.linalg.vector_norm(v, dim=axes), eigenvalue
+        change = ((eigenvalue - before).abs() / eigenvalue).max().item()
+    return (2 * y.numel() / eigenvalue.max()).item()
 
 
 def _check_record_at(record_at, steps):
-    if record_at is None:
-        return [0, steps]
-    outside = [s for s in record_at if not (isinstance(s, int) and 0 <= s <= steps)]
-    if outside:
+    try:
+        taken = sorted({operator.index(s) for s in ((0, steps) if record_at is None else record_at)})
+    except TypeError:
+        raise TypeError(f"record_at: expected a sequence of integers, got {record_at!r}") from None
+    if outside := [s for s in taken if not 0 <= s <= steps]:
         raise ValueError(f"record_at: expected integers from 0 to {steps}, got {outside}")
-    return sorted(set(record_at))
+    return taken
 
 
 def _check_data(model, x, y):
     """Check the data against each other and against the model; return its trainable parameters."""
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    params = [p for p in model.parameters() if p.requires_grad]
-    if not params:
-        raise ValueError("model: expected trainable parameters, got none")
+    params = list(require_trainable(model).values())
+    require_inputs("x", x, params[0])
     arguments = Arguments()
-    arguments.tensor("the parameters", params[0].detach(), "...")
-    if isinstance(x, torch.Tensor) and x.is_floating_point():
-        arguments.tensor("x", x, "...")
+    arguments.like_the_first("the parameters", params[0].detach())
     arguments.tensor("y", y, "n" if isinstance(y, torch.Tensor) and y.ndim == 1 else "n C")
-    if not isinstance(x, torch.Tensor) or x.ndim == 0 or len(x) != len(y):
-        raise ValueError(f"x: expected a tensor of {len(y)} rows, as many as y, got {_describe(x)}")
+    if len(x) != len(y):
+        raise ValueError(f"x: expected {len(y)} rows, as many as y, got shape {tuple(x.shape)}")
     return params
-
-
-def _describe(x):
-    return f"shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__

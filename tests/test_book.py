@@ -7,6 +7,9 @@ import subprocess
 
 import pytest
 from conftest import ROOT
+from execution_cache import executed_notebook
+
+from ntk_helpers.claims import recorded_claims
 
 HEADER = """---
 jupytext:
@@ -115,6 +118,21 @@ def test_outputs_are_reused_until_the_package_changes(tiny_book, tmp_path_factor
     assert times[0] == times[1] != times[2]
 
 
+def test_claims_are_collected_from_cached_outputs(tiny_book):
+    folder = tiny_book(GOOD)
+    chapter = folder / "book/chapter.md"
+    assert executed_notebook(folder, chapter) is None
+    for _ in range(2):
+        status, printed = make_book(folder)
+        assert status == 0, printed
+    notebook, seconds = executed_notebook(folder, chapter)
+    assert seconds > 0
+    claims = [(record["name"], record["measured"], record["holds"]) for record in recorded_claims(notebook)]
+    assert claims == [("answer", 42.0, True)]
+    chapter.write_text(GOOD.replace("42.0", "43.0"), encoding="utf-8")
+    assert executed_notebook(folder, chapter) is None
+
+
 def test_buttons_where_the_repository_is_known(tiny_book):
     folder = tiny_book(HEADER + "\nWords.\n")
     status, printed = make_book(folder, BOOK_REPOSITORY="owner/name")
@@ -141,6 +159,7 @@ DEFECTS = {
     "output on stderr": (CELL % WARNING, 2, "stderr was found in the cell outputs"),
     "a figure without alt text": (CELL % PLOT, 0, "the figure has no alt text"),
     "an image without alt text": ("![](../_assets/logo.svg)\n", 0, "the figure has no alt text"),
+    "an image in HTML without alt text": ('<img src="x.png">\n', 0, "the figure has no alt text"),
     "an unresolved reference": ("As {ref}`nowhere` says.\n", 0, "nowhere"),
     "an unresolved equation": ("By {eq}`nowhere`.\n", 0, "nowhere"),
     "an unresolved citation": ("As {cite:p}`nobody` says.\n", 0, 'could not find bibtex key "nobody"'),

@@ -85,14 +85,19 @@ def test_refusals(expected, options, message):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(3, "3"), (0.25, "0.25"), (torch.tensor(0.25), "0.25"), (torch.tensor(1e-7).double(), None), ("yes", "'yes'")],
+    [
+        (3, "3"),
+        (0.25, "0.25"),
+        (torch.tensor(0.25), "0.25"),
+        (torch.tensor(1e-7, dtype=torch.float64), "1e-07"),
+        ("a", "'a'"),
+    ],
 )
 def test_glue_emits_what_myst_nb_reads(shown, value, text):
     glue("name", value)
     data, metadata = shown[0]
     assert metadata == {"scrapbook": {"name": "name", "mime_prefix": "application/papermill.record/"}}
-    if text:
-        assert data == {"application/papermill.record/text/plain": text}
+    assert data == {"application/papermill.record/text/plain": text}
 
 
 def test_in_a_real_kernel_without_sphinx():

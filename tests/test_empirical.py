@@ -165,6 +165,19 @@ class TestLinearize:
                     p.mul_(-2.0).add_(1.0)
         torch.testing.assert_close(linear(x), net(x))
 
+    def test_with_buffers_tied_and_frozen_parameters(self, normal):
+        tied = nn.Linear(3, 3, dtype=torch.float64)
+        net = nn.Sequential(tied, nn.BatchNorm1d(3, dtype=torch.float64), nn.Tanh(), tied).eval()
+        net[1].running_mean.copy_(normal(3))
+        net[1].bias.requires_grad_(False)
+        linear, x = linearize(net), normal(4, 3)
+        change = [normal(*p.shape) for p in net.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for p, c in zip([p for p in linear.parameters() if p.requires_grad], change, strict=True):
+                p.add_(c)
+        expected = net(x) + jacobian(net, x) @ torch.cat([c.flatten() for c in change])
+        torch.testing.assert_close(linear(x), expected)
+
     def test_survives_a_change_of_dtype(self, normal):
         linear, x = linearize(MLP(3, 8, 1, seed=0)), normal(4, 3)
         expected = linear(x)
@@ -182,6 +195,8 @@ class Wrong(nn.Module):
 
 NET = MLP(3, 4, 1, seed=0)
 X = torch.ones(2, 3, dtype=torch.float64)
+BROKEN = MLP(3, 4, 1, seed=0)
+BROKEN.weights[0].data[0, 0] = torch.nan
 
 
 @pytest.mark.parametrize(
@@ -202,6 +217,14 @@ X = torch.ones(2, 3, dtype=torch.float64)
         ((nn.ReLU(), X), {}, "model: expected trainable parameters, got none"),
         ((nn.Sequential(nn.Linear(3, 2), nn.Dropout()).double(), X), {}, "1 is a Dropout in training mode"),
         ((nn.BatchNorm1d(3).double(), X), {}, "BatchNorm1d in training mode"),
+        (
+            (nn.BatchNorm1d(3, track_running_stats=False).double().eval(), X),
+            {},
+            "BatchNorm1d in training mode or without running statistics",
+        ),
+        ((BROKEN, X), {}, "parameter weights.0: expected finite values, got 1 NaN or infinite of 12"),
+        ((MLP(3, 4, 1, seeds=[0, 1], activation=nn.PReLU(dtype=torch.float64)), X), {}, "expected a leading axis of 2"),
+        ((NET, X[:, :2]), {}, r"x: expected shape \(n, 3\), got \(1, 2\)"),
         ((Wrong(), X), {}, r"model: expected output \(n, C\) or \(n,\), got 3 axes"),
     ],
 )

@@ -70,6 +70,8 @@ def test_draws_do_not_depend_on_dtype_and_leave_the_global_generator_alone():
         ({"parameterization": "mean-field"}, "parameterization: expected .*got 'mean-field'"),
         ({"seeds": [1, 2]}, "seed, seeds: expected exactly one"),
         ({"seed": None}, "seed, seeds: expected exactly one"),
+        ({"seed": 1.5}, "seed: expected an int, got float"),
+        ({"seed": None, "seeds": [0, -1]}, "seed: expected at least 0, got -1"),
         ({"seed": None, "seeds": []}, "seeds: expected at least one seed, got none"),
     ],
 )
@@ -77,3 +79,9 @@ def test_refusals(changes, message):
     arguments = {"d_in": 2, "width": 8, "depth": 1, "seed": 0} | changes
     with pytest.raises((TypeError, ValueError), match=message):
         MLP(**arguments)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 2), (2, 5, 3)])
+def test_inputs_of_wrong_shape(shape):
+    with pytest.raises(ValueError, match=r"x: expected shape \(n, 3\), got"):
+        MLP(3, 8, 1, seed=0)(torch.zeros(shape, dtype=torch.float64))

@@ -60,6 +60,8 @@ def test_values_of_an_executed_chapter(tmp_path):
     text = "It is {glue:text}`x:.2f` in {run-time}`a minute`."
     assert "It is -0.12 in 12 s." in convert(tmp_path, text, executed("x", "-0.123"))
     assert "It is 3.00 in" in convert(tmp_path, text, executed("x", "3"))
+    assert "It is 1e-06." in convert(tmp_path, "It is {glue:text}`x:.0e`.", executed("x", "1e-06"))
+    assert "It is -inf." in convert(tmp_path, "It is {glue:text}`x`.", executed("x", "-inf"))
     assert "It is fine." in convert(tmp_path, "It is {glue:text}`x`.", executed("x", "'fine'"))
 
 
@@ -97,12 +99,37 @@ def test_exercises_and_figures(tmp_path):
         "Words\n\n```{note}\n{nonsense}`inside`\n```",
         "Words\n\n{{ substitution }}",
         "Words\n\n% a comment",
+        "Words\n\n````{note}\n```{tip}\ninside\n```\n````",
+        "Words\n\n$$ a $$ (label)",
+        "Words\n\n[](nowhere)",
+        "Words\n\nsee [there](#nowhere)",
+        "Words\n\nsee [there](../other/page.md)",
+        "Words\n\n![alt](../_assets/logo.svg)",
+        "Words\n\n[word]{.class}",
+        "Words\n\n```{exercise} Why?\nNo label.\n```",
+        "Words\n\n```{solution-start} nowhere\n```",
     ],
 )
 def test_what_it_cannot_convert_is_an_error_with_its_line(tmp_path, myst):
     line = HEADER.count("\n") + 4 + ("inside" in myst)
     with pytest.raises(ConversionError, match=rf"chapter\.md:{line}: can't convert"):
         convert(tmp_path, myst)
+
+
+def test_an_error_names_the_place_and_not_an_earlier_one(tmp_path):
+    line = HEADER.count("\n") + 4
+    with pytest.raises(ConversionError, match=rf"chapter\.md:{line}: can't convert '{{cite:p}}`nobody`'"):
+        convert(tmp_path, "About nobody.\n\nAs {cite:p}`nobody` says.")
+    cell = "```{code-cell} ipython3\n---\nmystnb:\n  figure:\n    caption: Words.\n---\n1\n```\n"
+    with pytest.raises(
+        ConversionError, match=rf"chapter\.md:{HEADER.count(chr(10)) + 8}: the figure of this cell lacks"
+    ):
+        convert(tmp_path, cell)
+
+
+def test_math_is_left_alone(tmp_path):
+    text = "So $\\frac{{a}}{b}$ and $[a](b)$.\n\n$$\n\\hat{{a}} \\% 1\n$$"
+    assert convert(tmp_path, text).endswith(text)
 
 
 def test_every_chapter_converts_to_the_same_notebook_twice():

@@ -1,15 +1,15 @@
-import io
-
 import matplotlib as mpl
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbclient import NotebookClient
 
 mpl.use("agg")
 
 import matplotlib.pyplot as plt
 
-from ntk_helpers.plotting import band, fit_power_law, use_style
+from ntk_helpers.plotting import band, fit_power_law
 
 
 def test_power_law_is_recovered_exactly():
@@ -32,9 +32,15 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 
 @pytest.mark.parametrize("samples", [np.ones((1, 3)), np.ones((2, 2)), np.ones(3), -np.ones((2, 3)), np.zeros((2, 3))])
-def test_refusals(samples):
-    with pytest.raises(ValueError, match="samples"):
+def test_refused_samples(samples):
+    with pytest.raises(ValueError, match="samples: expected"):
         fit_power_law([1.0, 2.0, 3.0], samples)
+
+
+@pytest.mark.parametrize("x", [2.0, [2.0, 2.0], [[1.0, 2.0]], [1.0, np.inf], [0.0, 1.0]])
+def test_refused_x(x):
+    with pytest.raises(ValueError, match="x: expected"):
+        fit_power_law(x, np.ones((2, 2)))
 
 
 def test_band_draws_the_median_and_quantiles():
@@ -49,12 +55,20 @@ def test_band_draws_the_median_and_quantiles():
 
 
 def test_the_same_figure_gives_the_same_file():
-    use_style()
-    files = []
+    """In notebooks, where the options of the style apply, run one after the other."""
+    source = """
+import matplotlib.pyplot as plt
+import torch
+
+from ntk_helpers.plotting import band, use_style
+
+use_style()
+fig, ax = plt.subplots()
+band(ax, [0, 1], torch.eye(2));
+"""
+    figures = []
     for _ in range(2):
-        fig, ax = plt.subplots()
-        band(ax, [0, 1], torch.eye(2))
-        files.append(io.BytesIO())
-        fig.savefig(files[-1], format="svg", metadata={"Date": None})
-        plt.close(fig)
-    assert files[0].getvalue() == files[1].getvalue()
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        (output,) = NotebookClient(notebook).execute().cells[0].outputs
+        figures.append(output["data"]["image/svg+xml"])
+    assert figures[0] == figures[1]

@@ -4,7 +4,15 @@ import math
 import pytest
 import torch
 
-from ntk_helpers import gradient_flow, kernel_ridge, max_learning_rate
+from ntk_helpers import (
+    MLP,
+    empirical_ntk,
+    flatten_outputs,
+    gradient_flow,
+    jacobian,
+    kernel_ridge,
+    max_learning_rate,
+)
 
 
 def arrays(reference, case, *names):
@@ -43,8 +51,33 @@ class TestKernelRidge:
         k, y = problem["k"][rows][:, rows].to(dtype), problem["y"][rows].to(dtype)
         with pytest.raises(torch.linalg.LinAlgError, match=r"singular to rounding.*for example ridge=(\S+),") as error:
             kernel_ridge(k, y, 0.0)
+        assert "float64" not in str(error.value)
         suggested = float(str(error.value).split("ridge=")[2].split(",")[0])
         assert kernel_ridge(k, y, suggested)(k).isfinite().all()
+
+    @pytest.mark.parametrize("k", [[[-1.0, 0.0], [0.0, -1.0]], [[1.0, 2.0], [2.0, 1.0]]])
+    def test_kernel_with_a_negative_eigenvalue_is_an_error(self, k):
+        k, y = torch.tensor(k, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+        with pytest.raises(torch.linalg.LinAlgError, match="singular to rounding or not positive"):
+            kernel_ridge(k, y, 0.0)
+        with pytest.raises(torch.linalg.LinAlgError, match="singular to rounding or not positive"):
+            kernel_ridge(torch.stack([torch.eye(2, dtype=torch.float64), k]), y, 0.0)
+
+    def test_one_kernel_with_an_ensemble_of_targets(self, problem):
+        k, y, k_test = problem["k"], problem["y"], problem["k_test"]
+        both = kernel_ridge(k, torch.stack([y, -y]), 0.1)(k_test)
+        torch.testing.assert_close(both, torch.stack([f := kernel_ridge(k, y, 0.1)(k_test), -f]))
+
+
+@pytest.mark.parametrize("n", [2, 4, 6])
+def test_near_duplicates_of_a_real_kernel(n):
+    """Rounding in a computed kernel does not shrink with the number of points."""
+    x = torch.tensor([[0.3, -0.2]], dtype=torch.float64) + 1e-9 * torch.arange(n, dtype=torch.float64).unsqueeze(1)
+    y = torch.linspace(-1, 1, n, dtype=torch.float64)
+    k = empirical_ntk(MLP(2, 1024, 1, activation="tanh", seeds=range(20)), x, output="trace")
+    assert gradient_flow(k, y)(math.inf).abs().max() <= 1 + 1e-6
+    with pytest.raises(torch.linalg.LinAlgError):
+        kernel_ridge(k, y, 0.0)
 
 
 class TestGradientFlow:
@@ -159,6 +192,13 @@ class TestMaxLearningRate:
         bounds = max_learning_rate(torch.stack([k, 2 * k]))
         torch.testing.assert_close(bounds[0], 2 * bounds[1])
 
+    def test_of_several_outputs(self, normal):
+        net, x = MLP(3, 8, 1, 2, seed=0), normal(5, 3)
+        gram = flatten_outputs(empirical_ntk(net, x))
+        j = jacobian(net, x).reshape(10, -1)
+        torch.testing.assert_close(gram, j @ j.T)
+        torch.testing.assert_close(max_learning_rate(gram), 20 / torch.linalg.matrix_norm(j, 2) ** 2)
+
     def test_zero_kernel(self):
         assert max_learning_rate(torch.zeros(3, 3)) == math.inf
 
@@ -166,17 +206,21 @@ class TestMaxLearningRate:
 EYE = torch.eye(3, dtype=torch.float64)
 Y = torch.ones(3, 1, dtype=torch.float64)
 BAD_PROBLEMS = [
-    ({"k_train_train": EYE[:2]}, r"k_train_train: expected shape \(..., n, n\), got \(2, 3\)"),
+    ({"k_train_train": EYE[:2]}, r"k_train_train: expected shape \(n, n\) or \(S, n, n\), got \(2, 3\)"),
     ({"k_train_train": EYE.tolist()}, "k_train_train: expected a torch.Tensor, got list"),
     ({"k_train_train": EYE.long()}, "k_train_train: expected a floating-point dtype, got torch.int64"),
     ({"k_train_train": EYE.triu() + EYE.roll(1, 0).triu()}, "k_train_train: expected a symmetric matrix, got entries"),
     ({"k_train_train": EYE * torch.nan}, "k_train_train: expected finite values, got 9 NaN or infinite of 9"),
-    ({"y_train": Y[:2]}, r"y_train: expected shape \(..., 3, C\), got \(2, 1\)"),
+    ({"y_train": Y[:2]}, r"y_train: expected shape \(3, C\) or \(S, 3, C\), got \(2, 1\)"),
     ({"y_train": Y[:2, 0]}, r"y_train: expected shape \(3\), got \(2,\)"),
     ({"y_train": Y.float()}, "y_train: expected torch.float64, the dtype of k_train_train, got torch.float32"),
     ({"y_train": Y.to("meta")}, "y_train: expected device cpu, that of k_train_train, got meta"),
     ({"y_train": Y / 0}, "y_train: expected finite values, got 3 NaN or infinite of 3"),
     ({"ridge": -1e-9}, "ridge: expected a finite number, zero or above, got -1e-09"),
+    ({"ridge": None}, "ridge: expected a number, got None"),
+    ({"k_train_train": EYE[:0, :0], "y_train": Y[:0]}, r"k_train_train: expected shape .*got \(0, 0\)"),
+    ({"k_train_train": torch.zeros(3, 3, 2, 2)}, "k_train_train: expected shape .*see flatten_outputs"),
+    ({"k_train_train": EYE.expand(2, 3, 3), "y_train": Y.expand(4, 3, 1)}, r"y_train: expected .*\(2, 3, C\)"),
     ({"ridge": math.nan}, "ridge: expected a finite number, zero or above, got nan"),
 ]
 
@@ -192,19 +236,33 @@ def test_refused_problems(function, changes, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gradient_flow(EYE, Y, f0_train=Y[:, 0]), r"f0_train: expected shape \(..., 3, 1\), got \(3,\)"),
+        (
+            lambda: gradient_flow(EYE, Y, f0_train=Y[:, 0]),
+            r"f0_train: expected shape \(3, 1\) or \(S, 3, 1\)",
+        ),
         (lambda: gradient_flow(-EYE, Y), "expected a positive semi-definite matrix, got an eigenvalue of -1"),
         (lambda: gradient_flow(EYE, Y)(-1.0), "t: expected a number or 1-d tensor, zero or above, got -1.0"),
         (lambda: gradient_flow(EYE, Y)(math.nan), "t: expected a number or 1-d tensor, zero or above, got nan"),
         (lambda: gradient_flow(EYE, Y)(EYE), "t: expected a number or 1-d tensor"),
-        (lambda: gradient_flow(EYE, Y)(1.0, EYE[:, :2]), r"k_test_train: expected shape \(..., m, 3\), got \(3, 2\)"),
+        (lambda: gradient_flow(EYE, Y)("a"), "t: expected a number or 1-d tensor, got 'a'"),
+        # A kernel for each of two times, or members of an ensemble without their axis, would broadcast in silence.
+        (lambda: gradient_flow(EYE, Y)(torch.ones(2), EYE.expand(2, 3, 3)), r"k_test_train: expected shape \(m, 3\)"),
+        (lambda: gradient_flow(EYE.expand(2, 3, 3), Y)(1.0, EYE), r"k_test_train: expected shape \(2, m, 3\), got"),
+        (lambda: kernel_ridge(EYE.expand(2, 3, 3), Y, 0.0)(EYE), r"k_test_train: expected shape \(2, m, 3\), got"),
+        (
+            lambda: gradient_flow(EYE, Y, f0_train=Y.expand(2, 3, 1))(1.0, EYE, Y),
+            r"f0_test: expected shape \(2, 3",
+        ),
+        (lambda: max_learning_rate(torch.zeros(3, 3, 1, 1)), "kernel: expected shape .*see flatten_outputs"),
+        (lambda: flatten_outputs(EYE), r"kernel: expected shape \(n1, n2, C, C\)"),
+        (lambda: gradient_flow(EYE, Y)(1.0, EYE[:, :2]), r"k_test_train: expected shape \(m, 3\), got \(3, 2\)"),
         (lambda: gradient_flow(EYE, Y, f0_train=Y)(1.0, EYE), "f0_test: expected the initial function"),
         (lambda: gradient_flow(EYE, Y)(1.0, EYE, Y), "f0_test: expected None"),
-        (lambda: gradient_flow(EYE, Y, f0_train=Y)(1.0, EYE, Y[:2]), r"f0_test: expected shape \(..., 3, 1\)"),
+        (lambda: gradient_flow(EYE, Y, f0_train=Y)(1.0, EYE, Y[:2]), r"f0_test: expected shape \(3, 1\), got \(2, 1\)"),
         (lambda: gradient_flow(EYE, Y, f0_train=Y)(1.0, f0_test=Y), "k_test_train: expected a kernel, as f0_test was"),
         (lambda: kernel_ridge(EYE, Y, 0.0)(EYE.float()), "k_test_train: expected torch.float64"),
-        (lambda: kernel_ridge(EYE, Y, 0.0)(EYE[:, 1:]), r"k_test_train: expected shape \(..., m, 3\), got \(3, 2\)"),
-        (lambda: max_learning_rate(EYE[:2]), r"kernel: expected shape \(..., N, N\), got \(2, 3\)"),
+        (lambda: kernel_ridge(EYE, Y, 0.0)(EYE[:, 1:]), r"k_test_train: expected shape \(m, 3\), got \(3, 2\)"),
+        (lambda: max_learning_rate(EYE[:2]), r"kernel: expected shape \(N, N\) or \(S, N, N\), got \(2, 3\)"),
     ],
 )
 def test_refused_calls(call, message):

@@ -1,5 +1,7 @@
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from ntk_helpers import (
     MLP,
     DivergenceError,
     empirical_ntk,
+    flatten_outputs,
     gradient_flow,
     linearize,
     max_learning_rate,
@@ -50,7 +53,7 @@ def test_linear_model_follows_the_powers_of_its_kernel(data, start):
     x, y = data
     model = linearize(MLP(3, 8, 1, 2, activation="tanh", **start))
     f0, theta = model(x).detach(), empirical_ntk(model, x)
-    gram = theta.movedim(-2, -3).flatten(-2, -1).flatten(-3, -2)
+    gram = flatten_outputs(theta)
     rate = 0.9 * max_learning_rate(gram).min().item()
     train(model, x, y, learning_rate=rate, steps=50)
     power = torch.linalg.matrix_power(torch.eye(20) - rate * gram / 20, 50)
@@ -63,8 +66,8 @@ def test_wide_network_follows_the_flow_of_its_kernel(data, normal):
     net = MLP(3, 8192, 1, 2, activation="tanh", seeds=[0, 1])
     f0, f0_test, observed = net(x).detach(), net(x_test).detach(), {"test": lambda model: model(x_test)}
     # The outputs are independent in the limit, with one kernel for all: here each has its own block.
-    theta = empirical_ntk(net, x).movedim(-2, -3).flatten(-2, -1).flatten(-3, -2)
-    theta_test = empirical_ntk(net, x_test, x).movedim(-2, -3).flatten(-2, -1).flatten(-3, -2)
+    theta = flatten_outputs(empirical_ntk(net, x))
+    theta_test = flatten_outputs(empirical_ntk(net, x_test, x))
     flow = gradient_flow(theta, y.reshape(-1, 1), f0_train=f0.reshape(2, -1, 1))
     record = train(net, x, y, learning_rate=0.05, steps=400, record=observed, record_at=[100, 400])
     for t, f in zip(record.times, record["test"], strict=True):
@@ -86,6 +89,27 @@ def test_record(data):
     torch.testing.assert_close((record["f"] - y).square().mean((1, 2)) / 2, record.loss[record.steps])
 
 
+@pytest.mark.parametrize("steps", [iter([0, 3]), np.array([3, 0]), torch.tensor([0, 3]), map(int, "03")])
+def test_steps_to_record_at(data, steps):
+    x, y = data
+    record = train(
+        MLP(3, 8, 1, 2, seed=0), x, y, learning_rate=0.1, steps=3, record={"one": lambda _: 1.0}, record_at=steps
+    )
+    assert record.steps == [0, 3]
+    assert record["one"].tolist() == [1.0, 1.0]
+
+
+def test_divergence_of_a_model_that_has_no_kernel(data):
+    """Dropout in training mode: the record and a bound are there all the same."""
+    x, y = data
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 64), nn.Dropout(), nn.Linear(64, 2)).double()
+    with pytest.raises(DivergenceError) as caught:
+        train(net, x, y, learning_rate=100.0, steps=1000)
+    assert 0 < caught.value.max_learning_rate < 100
+    assert len(caught.value.record.loss) == caught.value.step
+
+
 def test_same_seed_same_result(data):
     x, y = data
     first, second = (MLP(3, 16, 2, 2, seed=0) for _ in range(2))
@@ -101,11 +125,13 @@ def test_any_module(data):
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
     net.register_parameter("unused", nn.Parameter(torch.ones(1, dtype=torch.float64)))
     net[0].weight.requires_grad_(False)
-    frozen = net[0].weight.clone()
+    frozen, held = net[0].weight.clone(), torch.ones_like(net[2].weight)
+    net[2].weight.grad = held
     loss = train(net, x, y, learning_rate=0.1, steps=50).loss
     assert loss[-1] < loss[0]
     assert torch.equal(net[0].weight, frozen)
-    assert net[2].weight.grad is None
+    assert net[2].weight.grad is held
+    assert (held == 1).all()
 
 
 def test_targets_without_an_output_axis(data):
@@ -124,14 +150,15 @@ def test_targets_without_an_output_axis(data):
 def test_divergence_stops_with_the_bound_and_the_record(data, seed):
     x, y = data
     net = MLP(3, 64, 1, 2, activation="identity", **seed)
-    gram = empirical_ntk(net, x).movedim(-2, -3).flatten(-2, -1).flatten(-3, -2)
+    gram = flatten_outputs(empirical_ntk(net, x))
     bound = max_learning_rate(gram).min().item()
     observed = {"f": lambda net: net(x)}
     with pytest.raises(DivergenceError, match=r"diverged at step \d+: the loss is .*largest stable one") as caught:
         train(net, x, y, learning_rate=3 * bound, steps=10_000, record=observed, record_at=range(10_001))
     error = caught.value
-    assert error.max_learning_rate == pytest.approx(bound)
-    assert f"{bound:.3g}" in str(error)
+    assert error.max_learning_rate == pytest.approx(bound, rel=1e-4)
+    assert f"{error.max_learning_rate:.3g}" in str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert 0 < error.step < 100
     assert error.loss > 1e6 * error.record.loss[0].min()
     assert len(error.record.loss) == error.step
@@ -155,12 +182,18 @@ Y = torch.ones(4, 1, dtype=torch.float64)
         ({"x": X.float()}, "x: expected torch.float64, the dtype of the parameters, got torch.float32"),
         ({"y": Y.float()}, "y: expected torch.float64, the dtype of the parameters, got torch.float32"),
         ({"x": X.to("meta")}, "x: expected device cpu, that of the parameters, got meta"),
-        ({"x": X[:3]}, r"x: expected a tensor of 4 rows, as many as y, got shape \(3, 3\)"),
-        ({"x": [1.0, 2.0]}, "x: expected a tensor of 4 rows, as many as y, got list"),
+        ({"x": X[:3]}, r"x: expected 4 rows, as many as y, got shape \(3, 3\)"),
+        ({"x": [1.0, 2.0]}, "x: expected a torch.Tensor, got list"),
         ({"x": X * torch.nan}, "x: expected finite values, got 12 NaN or infinite of 12"),
         ({"y": Y / 0}, "y: expected finite values, got 4 NaN or infinite of 4"),
         ({"y": Y[:, 0]}, r"y: expected the shape of the predictions, \(4, 1\), got \(4,\)"),
         ({"y": Y.unsqueeze(0)}, r"y: expected shape \(n, C\), got \(1, 4, 1\)"),
+        ({"learning_rate": "0.1"}, "learning_rate: expected a number, got '0.1'"),
+        ({"learning_rate": torch.ones(2)}, "learning_rate: expected a number, got tensor"),
+        ({"x": X[:0], "y": Y[:0]}, r"x: expected shape \(n, ...\) with n > 0, got \(0, 3\)"),
+        ({"x": X[:, :2]}, r"x: expected shape \(n, 3\), got \(4, 2\)"),
+        ({"record_at": 3}, "record_at: expected a sequence of integers, got 3"),
+        ({"record_at": [0.5]}, r"record_at: expected a sequence of integers, got \[0.5\]"),
         ({"record_at": [0, 11]}, r"record_at: expected integers from 0 to 10, got \[11\]"),
         ({"model": torch.relu}, "model: expected a torch.nn.Module, got builtin_function_or_method"),
         ({"model": nn.ReLU()}, "model: expected trainable parameters, got none"),

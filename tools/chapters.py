@@ -32,8 +32,13 @@ def chapters(book=ROOT):
     """The chapters in the order of ``_toc.yml``, numbered as the site numbers them: on through all numbered parts."""
     toc, found, number = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8")), [], 0
     pages = [(toc["root"], False)]
+    if unknown := set(toc) - {"format", "root", "parts"}:
+        raise ValueError(f"_toc.yml: expected format, root and parts, got {sorted(unknown)}")
     for part in toc.get("parts", []):
-        pages += [(page["file"], part.get("numbered", False)) for page in part["chapters"]]
+        for page in part["chapters"]:
+            if set(page) != {"file"}:
+                raise ValueError(f"_toc.yml: expected chapters of one file each, got {page}")
+            pages.append((page["file"], part.get("numbered", False)))
     for docname, numbered in pages:
         number += bool(numbered)
         path = book / f"{docname}.md"

@@ -6,6 +6,7 @@ glued numbers and its run time, stand in the text where the chapter has been exe
 book``); before that their names do.
 """
 
+import ast
 import re
 import shutil
 import sys
@@ -29,7 +30,15 @@ EQUATION = re.compile(r"^\$\$(?P<body>.*?)^\$\$[ ]*\((?P<label>[\w:-]+)\)[ ]*$",
 TARGET = re.compile(r"^\([\w:-]+\)=[ ]*\n", re.M)
 ROLE_OR_CODE = re.compile(r"(?:\{(?P<role>[\w:-]+)\})?(?P<ticks>`+)(?P<text>.+?)(?<!`)(?P=ticks)(?!`)", re.S)
 EXPLICIT = re.compile(r"(?P<text>.*?)\s*<(?P<target>[^<>]+)>", re.S)
-LEFTOVER = re.compile(r"^[`:~]{3,}\{.*|\{[\w:-]+\}`.*|^\([\w:-]+\)=.*|\{\{.*?\}\}|^\+\+\+.*|^%.*", re.M)
+# MyST that would show raw in a plain notebook: directives (fences), and then, outside code and math, roles, targets,
+# substitutions, block breaks, comments; labels of one-line math, links that lead nowhere there, attributes.
+OPEN_FENCE = re.compile(r"^(?:> ?)*[`:~]{3,}\{.*", re.M)
+MATH = re.compile(r"\$\$.*?\$\$|\$[^$\n]+?\$", re.S)
+LEFTOVER = re.compile(
+    r"\{[\w:-]+\}`.*|^\([\w:-]+\)=.*|\{\{.*?\}\}|^\+\+\+.*|^%.*"
+    r"|\$\$[ ]*\([\w:-]+\)|\]\((?!https?://|mailto:).*?\)|[\])]\{[.#\w].*?\}",
+    re.M,
+)
 
 
 class ConversionError(ValueError):
@@ -53,8 +62,11 @@ class Converter:
                 cells.append(nbformat.v4.new_markdown_cell(self.markdown(cell.source, line)))
                 continue
             cells.append(nbformat.v4.new_code_cell(cell.source))
-            figure = cell.metadata.get("mystnb", {}).get("figure")
-            if figure:
+            if figure := cell.metadata.get("mystnb", {}).get("figure"):
+                if not {"name", "caption"} <= set(figure):
+                    raise ConversionError(
+                        f"{self.chapter.path}:{line}: the figure of this cell lacks a name or caption"
+                    )
                 number = self.numbers[figure["name"]]
                 cells.append(nbformat.v4.new_markdown_cell(f"*{number}.* " + self.markdown(figure["caption"], line)))
         if self.cited:
@@ -75,9 +87,12 @@ class Converter:
         except ConversionError as error:
             offset = source[: source.find(error.args[0])].count("\n")
             raise ConversionError(f"{self.chapter.path}:{line + offset}: can't convert {error.args[0]!r}") from None
-        if leftover := LEFTOVER.search(ROLE_OR_CODE.sub(lambda m: m[0] if m["role"] else "", text)):
-            offset = source[: max(0, source.find(leftover[0]))].count("\n")
-            raise ConversionError(f"{self.chapter.path}:{line + offset}: can't convert {leftover[0]!r}")
+        without_code = ROLE_OR_CODE.sub(lambda m: m[0] if m["role"] else "", text)
+        without_math = MATH.sub("$$", without_code)  # what is left of it shows a label that follows
+        if leftover := OPEN_FENCE.search(text) or LEFTOVER.search(without_math):
+            found = leftover[0].lstrip("> $")
+            offset = source[: max(0, source.find(found))].count("\n")
+            raise ConversionError(f"{self.chapter.path}:{line + offset}: can't convert {found!r}")
         return text.strip()
 
     def _first_lines(self):
@@ -86,6 +101,7 @@ class Converter:
         for cell in self.notebook.cells:
             position = text.index(cell.source, position)
             yield text.count("\n", 0, position) + 1
+            position += len(cell.source)
 
     def _numbers(self):
         """The texts that references to labels become: "(1.2)", "Figure 1.1", "Exercise 1.3"."""
@@ -94,7 +110,7 @@ class Converter:
         for cell in self.notebook.cells:
             labels["equation"] += [m["label"] for m in EQUATION.finditer(cell.source)]
             if figure := cell.metadata.get("mystnb", {}).get("figure"):
-                labels["Figure"].append(figure["name"])
+                labels["Figure"].append(figure.get("name"))
             exercises = [m for m in FENCE.finditer(cell.source) if m["name"] == "exercise"]
             labels["Exercise"] += [options(m["body"])[0].get("label") for m in exercises]
         numbers = {label: f"({prefix}{i})" for i, label in enumerate(labels.pop("equation"), 1)}
@@ -107,9 +123,9 @@ class Converter:
         name, title = match["name"], match["title"].strip()
         if name in ADMONITIONS:
             return quoted(f"**{title if name == 'admonition' else name.capitalize()}.**", body)
-        if name == "exercise":
+        if name == "exercise" and given.get("label"):
             return quoted(f"**{self.numbers[given['label']]}** ({title}).", body)
-        if name == "solution-start":
+        if name == "solution-start" and title in self.numbers:
             return f"**Solution to {self.numbers[title]}.**\n"
         if name == "solution-end":
             return ""
@@ -120,7 +136,7 @@ class Converter:
         if role is None:
             return match[0]
         if role in ("cite:p", "cite:t"):
-            return self._citation(text.split(","), parenthetical=role == "cite:p")
+            return self._citation(match[0], text.split(","), parenthetical=role == "cite:p")
         if role in ("eq", "numref") and text in self.numbers:
             return self.numbers[text]
         if role in ("ref", "doc") and (explicit := EXPLICIT.fullmatch(text)):
@@ -132,11 +148,11 @@ class Converter:
             return f"{self.seconds:.0f} s" if self.seconds else text
         raise ConversionError(match[0])
 
-    def _citation(self, keys, parenthetical):
+    def _citation(self, role, keys, parenthetical):
         texts = []
         for key in map(str.strip, keys):
             if key not in self.bibliography.entries:
-                raise ConversionError(key)
+                raise ConversionError(role)
             self.cited += [key] * (key not in self.cited)
             names, year = author_year(self.bibliography.entries[key])
             texts.append(f"{names}, {year}" if parenthetical else f"{names} ({year})")
@@ -177,9 +193,13 @@ def computed_values(executed):
     values = {}
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         if glued := output.get("metadata", {}).get("scrapbook"):
-            text = output["data"][glued["mime_prefix"] + "text/plain"]
-            values[glued["name"]] = text[1:-1] if text[0] in "'\"" else float(text) if "." in text else int(text)
+            values[glued["name"]] = literal(output["data"][glued["mime_prefix"] + "text/plain"])
     return values, seconds
+
+
+def literal(text):
+    """The str, int or float that a text represents, "inf" and "nan" included."""
+    return float(text) if text.lstrip("-") in ("inf", "nan") else ast.literal_eval(text)
 
 
 def make_notebooks(book=ROOT):
