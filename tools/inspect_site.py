@@ -37,9 +37,10 @@ def inspect(browser, address, page, view):
     """Open one page in one view, photograph it, and return what is wrong with it."""
     width, scheme = VIEWS[view]
     tab, trouble = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
-    tab.on("console", lambda message: message.type == "error" and trouble.append(f"console: {message.text}"))
+    tab.on("console", lambda m: m.type == "error" and trouble.append(f"console: {m.text} {m.location['url']}"))
     tab.on("pageerror", lambda error: trouble.append(f"error: {error}"))
-    tab.on("requestfailed", lambda request: trouble.append(f"failed request: {request.url}"))
+    # A page that redirects drops what it was loading; that is no failure.
+    tab.on("requestfailed", lambda r: r.failure == "net::ERR_ABORTED" or trouble.append(f"failed request: {r.url}"))
     tab.on("request", lambda r: r.url.startswith((address, "data:")) or trouble.append(f"foreign request: {r.url}"))
     tab.goto(f"{address}/{page}", wait_until="networkidle")
     tab.wait_for_function("!window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)")
