@@ -1,5 +1,6 @@
-"""Neural tangent kernels in PyTorch: empirical kernels, kernel regression and its dynamics, training of ensembles."""
+"""Neural tangent kernels in PyTorch: analytic and empirical kernels, kernel regression, training of ensembles."""
 
+from ntk_helpers.analytic import Kernels, kernels, nngp_kernel, ntk_kernel
 from ntk_helpers.empirical import empirical_ntk, jacobian, linearize
 from ntk_helpers.models import MLP
 from ntk_helpers.regression import flatten_outputs, gradient_flow, kernel_ridge, max_learning_rate
@@ -8,13 +9,17 @@ from ntk_helpers.training import DivergenceError, TrainingRecord, train
 __all__ = [
     "MLP",
     "DivergenceError",
+    "Kernels",
     "TrainingRecord",
     "empirical_ntk",
     "flatten_outputs",
     "gradient_flow",
     "jacobian",
     "kernel_ridge",
+    "kernels",
     "linearize",
     "max_learning_rate",
+    "nngp_kernel",
+    "ntk_kernel",
     "train",
 ]

@@ -47,7 +47,7 @@ def empirical_ntk(model, x1, x2=None, *, output="full", chunk_size=None):
     r"""Neural tangent kernel of a finite network at its present parameters.
 
     :math:`\Theta_{ab}(x, x') = \langle \nabla_\theta f_a(x), \nabla_\theta f_b(x') \rangle`, the sum over all trainable
-    parameters (Jacot et al. 2018, equation 2 and section 4).
+    parameters (Jacot et al. 2018, section 4).
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def linearize(model):
     r"""First-order Taylor expansion of a model in its parameters, around their present values.
 
     :math:`f^\mathrm{lin}_\theta(x) = f_{\theta_0}(x) + \nabla_\theta f_{\theta_0}(x) \cdot (\theta - \theta_0)`
-    (Lee et al. 2019, equation 5).
+    (Lee et al. 2019, section 2.2).
 
     Returns
     -------

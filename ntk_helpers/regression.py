@@ -140,7 +140,7 @@ def gradient_flow(k_train_train, y_train, *, f0_train=None, ridge=0.0):
     .. math:: f_t(X) = y + e^{-t \tilde K / (nC)} (f_0(X) - y), \qquad
               f_t(x) = f_0(x) + k(x, X) \tilde K^{-1} \left(1 - e^{-t \tilde K / (nC)}\right) (y - f_0(X)),
 
-    with :math:`\tilde K = K + \mathrm{ridge}\, I` (Lee et al. 2019, equations 8 to 11, where the loss is half the *sum*
+    with :math:`\tilde K = K + \mathrm{ridge}\, I` (Lee et al. 2019, section 2.2, where the loss is half the *sum*
     of squares). The kernel is factored once. Singular kernels are welcome: a direction of eigenvalue zero does not
     move on the training points, and :math:`(1 - e^{-\lambda t}) / \lambda` there is its limit `t`, or at infinite time
     left out, as in the pseudo-inverse. An eigenvalue counts as zero below ``max(n, 100) * eps * (the largest)``.

@@ -3,27 +3,23 @@
 A curve's height over the angle gamma, from -pi to pi, is Theta(x_0, x_gamma) / Theta(x_0, x_0).
 """
 
-import math
 from pathlib import Path
+
+import torch
+
+from ntk_helpers import ntk_kernel
 
 ASSETS = Path(__file__).parents[1] / "_assets"
 COLOURS = {1: "#56B4E9", 4: "#0072B2", 16: "#D55E00"}
 
 
-def profile(angle, depth):
-    """NTK between two unit vectors at an angle, over its value at angle zero (Jacot et al. 2018, Theorem 1)."""
-    cosine = ntk = math.cos(angle)
-    for _ in range(depth):
-        theta = math.acos(min(1.0, max(-1.0, cosine)))
-        cosine = (math.sin(theta) + (math.pi - theta) * math.cos(theta)) / math.pi
-        ntk = cosine + (math.pi - theta) / math.pi * ntk
-    return ntk / (depth + 1)
-
-
 def path(depth, points=121):
     """SVG path of the curve, on a canvas of 100 by 100 with the peak in the middle."""
-    angles = [math.pi * (2 * i / (points - 1) - 1) for i in range(points)]
-    xy = [(50 + 44 * a / math.pi, 84 - 72 * profile(abs(a), depth)) for a in angles]
+    angles = torch.linspace(-torch.pi, torch.pi, points, dtype=torch.float64)
+    circle = torch.stack([angles.cos(), angles.sin()], dim=1)
+    profile = ntk_kernel(circle, circle[[points // 2]], depth=depth).squeeze(1)
+    heights = (profile / profile.max()).tolist()
+    xy = zip((50 + 44 * angles / torch.pi).tolist(), (84 - 72 * height for height in heights), strict=True)
     return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in xy)
 
 
