@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ntk_helpers._checks import Arguments, require_integer, require_non_negative, require_positive
 
-TILE = 256  # rows and columns computed at once by default: the temporary arrays of a tile stay in the cache
+TILE = 2048  # bytes in a row of a tile, by default: the temporary arrays of a square tile stay in the cache
 
 
 class Kernels(NamedTuple):
@@ -41,7 +41,7 @@ def kernels(
     b_std=0.0,
     parameterization="ntk",
     width=None,
-    chunk_size=TILE,
+    chunk_size=None,
 ):
     r"""NNGP and NTK of an infinitely wide fully connected network with one output.
 
@@ -65,8 +65,9 @@ def kernels(
     parameterization : {"ntk", "standard"}
     width : int
         Of the hidden layers; given exactly in the standard parameterization.
-    chunk_size : int
-        Rows and columns of the tiles that are computed one after the other.
+    chunk_size : int, optional
+        Rows and columns of the tiles that are computed one after the other; by default 256 in float64. Beside the
+        result a few arrays of the size of one tile are alive.
 
     Returns
     -------
@@ -84,6 +85,7 @@ def kernels(
     if x2 is not None:
         arguments.tensor("x2", x2, "n2 d")
     require_integer("depth", depth, at_least=0)
+    chunk_size = TILE // x1.element_size() if chunk_size is None else chunk_size
     require_integer("chunk_size", chunk_size, at_least=1)
     network = _Network(depth, _dual(activation), *_scales(w_std, b_std, parameterization, width))
     rows, columns = x1.split(chunk_size), (x1 if x2 is None else x2).split(chunk_size)
@@ -242,13 +244,13 @@ class PiecewiseLinear:
 
     @staticmethod
     def _cosine_lost(network, s, norm1, norm2, lost, q1, q2):
-        """1 - cos(theta) after a layer, from the norms before it and the variances after it; 1 where one is zero."""
-        w_var, b_var, scale, after = network.w_var, network.b_var, norm1 * norm2, _sqrt(q1) * _sqrt(q2)
-        nonzero = torch.where(after > 0, after, 1.0)
-        delta = w_var * scale * lost
-        if b_var:
-            delta = delta + w_var * s * b_var * (norm1 - norm2).square() / (nonzero + w_var * s * scale + b_var)
-        return torch.where(after > 0, delta / nonzero, 1.0)
+        """1 - cos(theta) after a layer, from the norms before it and the variances after it; no term is negative."""
+        w_var, b_var = network.w_var, network.b_var
+        if not b_var:  # every norm is multiplied by the same number
+            return lost / s
+        scale, after = norm1 * norm2, q1.sqrt() * q2.sqrt()
+        apart = w_var * s * b_var * (norm1 - norm2).square() / (after + w_var * s * scale + b_var)
+        return (apart + w_var * scale * lost) / after
 
 
 class _Angle(NamedTuple):
@@ -304,6 +306,8 @@ def leaky_relu(slope):
 
 def _sqrt(x):
     """Square root, with gradient zero at zero."""
+    if not x.requires_grad:
+        return x.sqrt()
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
 
