@@ -15,9 +15,9 @@ class Arguments:
     question mark may be missing.
     """
 
-    def __init__(self):
+    def __init__(self, first=None):
         self.sizes = {}
-        self.first = None
+        self.first = first  # (name, tensor) that sets the dtype and device; else the first argument checked does
 
     def tensor(self, name, value, pattern):
         """Check one argument against `pattern` and the arguments before it."""
@@ -26,12 +26,20 @@ class Arguments:
         self._check_shape(name, tuple(value.shape), pattern.replace("?", "").split(), optional="?" in pattern)
         self.like_the_first(name, value)
 
-    def like_the_first(self, name, value):
+    def inputs(self, name, x):
+        """Check the inputs of a model: a tensor (n, ...), n > 0; integers are welcome, for an embedding."""
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+        if x.ndim == 0 or len(x) == 0:
+            raise ValueError(f"{name}: expected shape (n, ...) with n > 0, got {tuple(x.shape)}")
+        self.like_the_first(name, x, integers=True)
+
+    def like_the_first(self, name, value, integers=False):
         """Check only that the values are finite, and of the dtype and device of the arguments before."""
-        if not value.is_floating_point():
+        if not (integers or value.is_floating_point()):
             raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
         first_name, first = self.first = self.first or (name, value)
-        if value.dtype != first.dtype:
+        if value.is_floating_point() and value.dtype != first.dtype:
             raise TypeError(f"{name}: expected {first.dtype}, the dtype of {first_name}, got {value.dtype}")
         if value.device != first.device:
             raise ValueError(f"{name}: expected device {first.device}, that of {first_name}, got {value.device}")
@@ -66,17 +74,13 @@ def require_trainable(model):
     return params
 
 
-def require_inputs(name, x, parameter):
-    """Raise unless `x` is a finite tensor (n, ...), n > 0, on the parameter's device and, if a float, of its dtype."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
-    if x.ndim == 0 or len(x) == 0:
-        raise ValueError(f"{name}: expected shape (n, ...) with n > 0, got {tuple(x.shape)}")
-    if x.is_floating_point() and x.dtype != parameter.dtype:
-        raise TypeError(f"{name}: expected {parameter.dtype}, the dtype of the parameters, got {x.dtype}")
-    if x.device != parameter.device:
-        raise ValueError(f"{name}: expected device {parameter.device}, that of the parameters, got {x.device}")
-    require_finite(name, x)
+def require_scales(w_std, b_std, parameterization):
+    """Raise unless these describe the weights and biases of a network; ``b_std=None`` is none."""
+    require_positive("w_std", w_std)
+    if b_std is not None:
+        require_non_negative("b_std", b_std)
+    if parameterization not in ("ntk", "standard"):
+        raise ValueError(f'parameterization: expected "ntk" or "standard", got {parameterization!r}')
 
 
 def require_finite(name, value):

@@ -19,7 +19,7 @@ import torch
 from scipy.special import roots_hermitenorm
 from torch import Tensor
 
-from ntk_helpers._checks import Arguments, require_integer, require_non_negative, require_positive
+from ntk_helpers._checks import Arguments, require_integer, require_scales
 
 TILE = 2048  # bytes in a row of a tile, by default: the temporary arrays of a square tile stay in the cache
 
@@ -130,13 +130,12 @@ class _Network:
         d = x1.shape[1]
         inner = x1 @ x2.mT
         q1, q2 = (self.w_var / d * x.square().sum(1) + self.b_var for x in (x1, x2))
-        ntk = inner + self.ntk_bias if self.standard else self.w_var / d * inner + self.b_var
-        recursion = self.dual.recursion(self, x1, x2, q1.unsqueeze(1), q2.unsqueeze(0))
-        nngp = self.w_var / d * inner + self.b_var
-        for dual, slope in recursion:
-            nngp = self.w_var * dual + self.b_var
+        c = self.w_var / d * inner + self.b_var
+        ntk = inner + self.ntk_bias if self.standard else c
+        dual = None
+        for dual, slope in self.dual.recursion(self, x1, x2, q1.unsqueeze(1), q2.unsqueeze(0), c):
             ntk = self.ntk_scale * dual + self.ntk_bias + self.w_var * slope * ntk
-        return nngp, ntk
+        return c if dual is None else self.w_var * dual + self.b_var, ntk
 
 
 class Smooth:
@@ -145,9 +144,8 @@ class Smooth:
     Subclasses define ``__call__(q1, q2, c)``: the dual and its derivative with respect to the covariance c.
     """
 
-    def recursion(self, network, x1, x2, q1, q2):
-        """Yield the dual and the dual of the derivative, layer after layer."""
-        c = network.w_var / x1.shape[1] * (x1 @ x2.mT) + network.b_var
+    def recursion(self, network, x1, x2, q1, q2, c):
+        """Yield the dual and the dual of the derivative, layer after layer, from the first variances and covariance."""
         for _ in range(network.depth):
             dual, slope = self(q1, q2, c)
             yield dual, slope
@@ -226,8 +224,8 @@ class PiecewiseLinear:
     negative: float
     positive: float
 
-    def recursion(self, network, x1, x2, q1, q2):
-        """Yield the dual and the dual of the derivative, layer after layer."""
+    def recursion(self, network, x1, x2, q1, q2, c):
+        """As for smooth duals; the angles come from the inputs, since the covariance has lost half their digits."""
         p, m = (self.positive + self.negative) / 2, (self.positive - self.negative) / 2
         s, kink = p**2 + m**2, 2 / math.pi * m**2
         angle = _Angle.between(network, x1, x2)
@@ -416,11 +414,7 @@ def _dual(activation):
 
 def _scales(w_std, b_std, parameterization, width):
     """The variances of the NNGP, the two scales of the NTK, and whether the parameterization is the standard one."""
-    require_positive("w_std", w_std)
-    if b_std is not None:
-        require_non_negative("b_std", b_std)
-    if parameterization not in ("ntk", "standard"):
-        raise ValueError(f'parameterization: expected "ntk" or "standard", got {parameterization!r}')
+    require_scales(w_std, b_std, parameterization)
     standard = parameterization == "standard"
     if standard:
         require_integer("width", width, at_least=1)

@@ -13,7 +13,7 @@ from torch.func import functional_call, jacrev, jvp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from ntk_helpers._checks import require_inputs, require_integer, require_trainable
+from ntk_helpers._checks import Arguments, require_integer, require_trainable
 
 
 def jacobian(model, x, *, chunk_size=None):
@@ -38,7 +38,7 @@ def jacobian(model, x, *, chunk_size=None):
         For inputs that are not finite or do not match the parameters, a model without trainable parameters, one whose
         output has the wrong shape, and one whose kernel would be meaningless: Dropout or BatchNorm in training mode.
     """
-    require_inputs("x", x, _check_model(model))
+    _check_model(model).inputs("x", x)
     _check_chunk_size(chunk_size)
     return _over_members(model, lambda *state: _jacobian(model, *state, x, chunk_size))
 
@@ -74,10 +74,10 @@ def empirical_ntk(model, x1, x2=None, *, output="full", chunk_size=None):
     """
     if output not in _CONTRACTIONS:
         raise ValueError(f"output: expected one of {sorted(_CONTRACTIONS)}, got {output!r}")
-    parameter = _check_model(model)
-    require_inputs("x1", x1, parameter)
+    arguments = _check_model(model)
+    arguments.inputs("x1", x1)
     if x2 is not None:
-        require_inputs("x2", x2, parameter)
+        arguments.inputs("x2", x2)
         if x2.shape[1:] != x1.shape[1:]:
             expected = ", ".join(["n2", *map(str, x1.shape[1:])])
             raise ValueError(f"x2: expected shape ({expected}), got {tuple(x2.shape)}")
@@ -171,7 +171,7 @@ def _over_members(model, function):
 
 
 def _check_model(model):
-    """Check a model and return one of its trainable parameters, as the example of dtype and device."""
+    """Check a model; return the checks of its inputs, which must be of the dtype and device of its parameters."""
     params = require_trainable(model)
     for name, module in model.named_modules():
         batchwise = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
@@ -181,7 +181,7 @@ def _check_model(model):
                 "statistics, for which the kernel of a pair of points is not defined (it depends on the batch or on "
                 "chance); call model.eval(), and keep track_running_stats=True"
             )
-    return next(iter(params.values()))
+    return Arguments(("the parameters", next(iter(params.values()))))
 
 
 def _check_chunk_size(chunk_size):

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ntk_helpers._checks import require_integer, require_non_negative, require_positive
+from ntk_helpers._checks import require_integer, require_scales
 
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -72,11 +72,7 @@ class MLP(nn.Module):
         for name, value in {"d_in": d_in, "width": width, "d_out": d_out}.items():
             require_integer(name, value, at_least=1)
         require_integer("depth", depth, at_least=0)
-        require_positive("w_std", w_std)
-        if b_std is not None:
-            require_non_negative("b_std", b_std)
-        if parameterization not in ("ntk", "standard"):
-            raise ValueError(f'parameterization: expected "ntk" or "standard", got {parameterization!r}')
+        require_scales(w_std, b_std, parameterization)
         if (seed is None) == (seeds is None):
             raise ValueError(f"seed, seeds: expected exactly one, got seed={seed}, seeds={seeds}")
         draws_from = [seed] if seeds is None else list(seeds)

@@ -11,7 +11,6 @@ from torch import Tensor
 from ntk_helpers._checks import (
     Arguments,
     require_finite,
-    require_inputs,
     require_integer,
     require_positive,
     require_trainable,
@@ -189,9 +188,8 @@ def _check_record_at(record_at, steps):
 def _check_data(model, x, y):
     """Check the data against each other and against the model; return its trainable parameters."""
     params = list(require_trainable(model).values())
-    require_inputs("x", x, params[0])
-    arguments = Arguments()
-    arguments.like_the_first("the parameters", params[0].detach())
+    arguments = Arguments(("the parameters", params[0]))
+    arguments.inputs("x", x)
     arguments.tensor("y", y, "n" if isinstance(y, torch.Tensor) and y.ndim == 1 else "n C")
     if len(x) != len(y):
         raise ValueError(f"x: expected {len(y)} rows, as many as y, got shape {tuple(x.shape)}")

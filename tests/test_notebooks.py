@@ -17,7 +17,7 @@ def convert(tmp_path, text, executed=None):
     """The Markdown cells of the notebook that a chapter becomes, joined."""
     path = tmp_path / "chapter.md"
     path.write_text(HEADER + "\n" + text, encoding="utf-8")
-    chapter = Chapter(path, "book/chapter", 2)
+    chapter = Chapter(tmp_path, "chapter", 2)
     notebook = Converter(chapter, parse_string(LIBRARY, "bibtex"), executed).convert()
     nbformat.validate(notebook)
     return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")

@@ -1,10 +1,14 @@
 """The book's chapters: where they are, and their notebooks."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import jupytext
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "_ext"))
+from execution_cache import executed_notebook
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,13 +17,22 @@ ROOT = Path(__file__).parents[1]
 class Chapter:
     """One notebook of the book; `number` is its number in the table of contents, None where it has none."""
 
-    path: Path
+    book: Path
     docname: str
     number: int | None
+
+    @property
+    def path(self):
+        """The chapter's file."""
+        return self.book / f"{self.docname}.md"
 
     def read(self):
         """The notebook, unexecuted."""
         return jupytext.read(self.path)
+
+    def executed(self):
+        """The notebook with the outputs of its present state, and the seconds that took; None if not executed."""
+        return executed_notebook(self.book, self.path)
 
 
 def is_notebook(path):
@@ -41,7 +54,7 @@ def chapters(book=ROOT):
             pages.append((page["file"], part.get("numbered", False)))
     for docname, numbered in pages:
         number += bool(numbered)
-        path = book / f"{docname}.md"
-        if is_notebook(path):
-            found.append(Chapter(path, docname, number if numbered else None))
+        chapter = Chapter(book, docname, number if numbered else None)
+        if is_notebook(chapter.path):
+            found.append(chapter)
     return found

@@ -20,8 +20,8 @@ CELL = re.compile(r"^(?P<fence>`{3,})\{code-cell\}[^\n]*\n(?:---\n.*?^---\n)?(?P
 
 def ruff(*arguments, code, path):
     """Run ruff on a piece of code as if it stood in the file `path`."""
-    command = ["ruff", *arguments, "--line-length", LINE_LENGTH, "--stdin-filename", f"{path}.py", "-"]
-    command[0] = str(Path(sys.executable).with_name("ruff"))
+    program = Path(sys.executable).with_name("ruff")
+    command = [program, *arguments, "--line-length", LINE_LENGTH, "--stdin-filename", f"{path}.py", "-"]
     return subprocess.run(command, input=code, capture_output=True, text=True, cwd=ROOT, check=False)
 
 

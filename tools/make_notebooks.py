@@ -9,16 +9,12 @@ book``); before that their names do.
 import ast
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import nbformat
 from chapters import ROOT, chapters
 from pybtex.database import parse_file
 from pybtex.plugin import find_plugin
-
-sys.path.insert(0, str(ROOT / "_ext"))
-from execution_cache import executed_notebook
 
 ADMONITIONS = ("admonition", "note", "tip", "important", "warning", "seealso")
 
@@ -84,15 +80,11 @@ class Converter:
             text = FENCE.sub(self._directive, source)
             text = EQUATION.sub(lambda m: f"$${m['body']}\\tag{{{self.numbers[m['label']][1:-1]}}}\n$$", text)
             text = ROLE_OR_CODE.sub(self._role, TARGET.sub("", text))
+            require_plain(text)
         except ConversionError as error:
-            offset = source[: source.find(error.args[0])].count("\n")
-            raise ConversionError(f"{self.chapter.path}:{line + offset}: can't convert {error.args[0]!r}") from None
-        without_code = ROLE_OR_CODE.sub(lambda m: m[0] if m["role"] else "", text)
-        without_math = MATH.sub("$$", without_code)  # what is left of it shows a label that follows
-        if leftover := OPEN_FENCE.search(text) or LEFTOVER.search(without_math):
-            found = leftover[0].lstrip("> $")
+            found = error.args[0]
             offset = source[: max(0, source.find(found))].count("\n")
-            raise ConversionError(f"{self.chapter.path}:{line + offset}: can't convert {found!r}")
+            raise ConversionError(f"{self.chapter.path}:{line + offset}: can't convert {found!r}") from None
         return text.strip()
 
     def _first_lines(self):
@@ -164,6 +156,14 @@ class Converter:
         return "## References\n\n" + "\n".join(f"- {entry.text.render(backend)}" for entry in entries)
 
 
+def require_plain(text):
+    """Raise ConversionError with the first piece of MyST that is left in a converted text."""
+    without_code = ROLE_OR_CODE.sub(lambda m: m[0] if m["role"] else "", text)
+    without_math = MATH.sub("$$", without_code)  # what is left of it shows a label that follows
+    if leftover := OPEN_FENCE.search(text) or LEFTOVER.search(without_math):
+        raise ConversionError(leftover[0].lstrip("> $"))
+
+
 def options(body):
     """Split the body of a directive into its leading ``:key: value`` lines and the rest."""
     found = {}
@@ -208,7 +208,7 @@ def make_notebooks(book=ROOT):
     shutil.rmtree(target, ignore_errors=True)
     bibliography, written = parse_file(str(book / "book" / "references.bib")), []
     for chapter in chapters(book):
-        notebook = Converter(chapter, bibliography, executed_notebook(book, chapter.path)).convert()
+        notebook = Converter(chapter, bibliography, chapter.executed()).convert()
         path = target / Path(chapter.docname).relative_to("book").with_suffix(".ipynb")
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, path)

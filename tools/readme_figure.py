@@ -1,13 +1,8 @@
 """Take the README's figure out of its executed chapter: run ``make book`` first."""
 
-import sys
+from chapters import ROOT, Chapter
 
-from chapters import ROOT
-
-sys.path.insert(0, str(ROOT / "_ext"))
-from execution_cache import executed_notebook
-
-CHAPTER, FIGURE = ROOT / "book" / "training" / "krr_vs_network.md", "fig-same-time"
+CHAPTER, FIGURE = Chapter(ROOT, "book/training/krr_vs_network", number=None), "fig-same-time"
 
 
 def figure(notebook, name):
@@ -17,7 +12,7 @@ def figure(notebook, name):
 
 
 if __name__ == "__main__":
-    executed = executed_notebook(ROOT, CHAPTER)
+    executed = CHAPTER.executed()
     if executed is None:
-        raise SystemExit(f"{CHAPTER.relative_to(ROOT)} has not been executed in its present state: run make book")
+        raise SystemExit(f"{CHAPTER.docname} has not been executed in its present state: run make book")
     (ROOT / "_assets" / f"{FIGURE}.svg").write_text(figure(executed[0], FIGURE), encoding="utf-8")
