@@ -6,16 +6,29 @@ computes member s when called with slice s of them; it maps ``(n, ...)`` to ``(S
 """
 
 import copy
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.func import functional_call, jacrev, jvp, vmap
+from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from ntk_helpers import _layerwise
 from ntk_helpers._checks import Arguments, require_integer, require_trainable
+from ntk_helpers._gram import arranged, from_full, gradient_gram, transposed
+from ntk_helpers._precision import full_precision
+
+logger = logging.getLogger(__name__)
+
+FEW_POINTS, LARGE_JACOBIAN = 8, 10**7  # with no more points, no fewer numbers, vector products are quicker (measured)
 
 
+@full_precision()
 def jacobian(model, x, *, chunk_size=None):
     """Jacobian of the outputs with respect to all trainable parameters, flattened in the order of `parameters()`.
 
@@ -23,7 +36,7 @@ def jacobian(model, x, *, chunk_size=None):
     ----------
     model : torch.nn.Module
     x : Tensor (n, ...)
-        Inputs, of the dtype and device of the parameters.
+        Inputs, of the dtype and device of the parameters; integers for a model with an `nn.Embedding`.
     chunk_size : int, optional
         Samples differentiated at once; None for all. Bounds the memory of the intermediate arrays.
 
@@ -40,40 +53,58 @@ def jacobian(model, x, *, chunk_size=None):
     """
     _check_model(model).inputs("x", x)
     _check_chunk_size(chunk_size)
-    return _over_members(model, lambda *state: _jacobian(model, *state, x, chunk_size))
+    probe = _probe(model, x)
+
+    def flat(params, rest):
+        j = torch.cat(list(_jacobian_blocks(probe, params, rest, x, chunk_size).values()), dim=-1)
+        return j if probe.has_output_axis else j.squeeze(1)
+
+    return _over_members(model, flat, at_once=1)
 
 
-def empirical_ntk(model, x1, x2=None, *, output="full", chunk_size=None):
+@full_precision()
+def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_size=None, per_layer=False):
     r"""Neural tangent kernel of a finite network at its present parameters.
 
     :math:`\Theta_{ab}(x, x') = \langle \nabla_\theta f_a(x), \nabla_\theta f_b(x') \rangle`, the sum over all trainable
-    parameters (Jacot et al. 2018, section 4).
+    parameters (Jacot et al. 2018, section 4). All methods give the same kernel, to rounding.
 
     Parameters
     ----------
     model : torch.nn.Module
     x1 : Tensor (n1, ...)
+        Inputs, of the dtype and device of the parameters; integers for a model with an `nn.Embedding`.
     x2 : Tensor (n2, ...), optional
         None means `x1`: computed once, and exactly symmetric.
     output : {"full", "trace", "diagonal"}
         All pairs of outputs; their trace, the *sum* over a = b (the kernel itself where there is one output); or the
         pairs a = b, each by itself.
+    method : {"auto", "layerwise", "jacobian", "vector_product"}
+        "layerwise" multiplies Gram matrices of layers' inputs and sensitivities (Novak et al. 2022, section 3.3), for
+        parameters used once, by a linear layer, a convolution in one or two dimensions, an embedding, or as scale or
+        shift of a layer, group or batch norm. "jacobian" contracts Jacobians; "vector_product" pushes forward the
+        gradients at the points of the smaller side one by one, in no more memory than a few copies of the parameters.
+        "auto" is layerwise, and one of the others for just those parameters that have no Gram product: which, and why,
+        it tells the logger "ntk_helpers.empirical" at level INFO.
     chunk_size : int, optional
-        Samples differentiated at once, as in `jacobian`.
+        Samples of `x1` and of `x2` treated at once; None for all. Bounds the memory, at the price of one more pass
+        through the network for every pair of chunks.
+    per_layer : bool
+        Return the share of each trainable parameter under its name; the shares sum to the kernel.
 
     Returns
     -------
-    Tensor
+    Tensor, or dict of str to Tensor
         (n1, n2, C, C) in full, (n1, n2) for the trace, (n1, n2, C) for the diagonal; always (n1, n2) for a model whose
         output has no output axis. With a leading axis S for an ensemble of S networks.
 
     Raises
     ------
     TypeError, ValueError
-        As `jacobian`, naming the argument.
+        As `jacobian`, naming the argument; for method "layerwise" also where a parameter has no Gram product.
     """
-    if output not in _CONTRACTIONS:
-        raise ValueError(f"output: expected one of {sorted(_CONTRACTIONS)}, got {output!r}")
+    _require_one_of("output", output, ["diagonal", "full", "trace"])
+    _require_one_of("method", method, ["auto", "jacobian", "layerwise", "vector_product"])
     arguments = _check_model(model)
     arguments.inputs("x1", x1)
     if x2 is not None:
@@ -83,13 +114,54 @@ def empirical_ntk(model, x1, x2=None, *, output="full", chunk_size=None):
             raise ValueError(f"x2: expected shape ({expected}), got {tuple(x2.shape)}")
     _check_chunk_size(chunk_size)
 
-    def kernel(params, buffers):
-        j1 = _jacobian(model, params, buffers, x1, chunk_size)
-        j2 = j1 if x2 is None else _jacobian(model, params, buffers, x2, chunk_size)
-        theta = _CONTRACTIONS[output](j1, j2) if j1.ndim == 3 else j1 @ j2.mT
-        return _symmetrized(theta) if x2 is None else theta
+    probe, size = _probe(model, x1), getattr(model, "ensemble_size", None)
+    n1, n2 = len(x1), len(x1 if x2 is None else x2)
+    pairs = {"full": 2, "diagonal": 1, "trace": 0}[output] * (probe.outputs,)
+    names = probe.names if per_layer else ["sum"]
+    theta = {name: torch.zeros(size or 1, n1, n2, *pairs, dtype=probe.dtype, device=x1.device) for name in names}
+    for part in _parts(probe, method, output, per_layer, n1, n2):
+        for rows, columns, blocks in _tiles(model, part, x1, x2, chunk_size or max(n1, n2), per_layer):
+            for name, block in blocks.items():
+                _add(theta[name], arranged(block, output), rows, columns, output, symmetric=x2 is None)
+    for name, value in theta.items():
+        value = value if probe.has_output_axis else value.reshape(value.shape[:3])
+        theta[name] = value.squeeze(0) if size is None else value
+    return theta if per_layer else theta["sum"]
 
-    return _over_members(model, kernel)
+
+@full_precision()
+def ntk_vector_product(model, x, v):
+    r"""The neural tangent kernel on `x`, times a vector, without the kernel: one reverse and one forward pass.
+
+    :math:`\Theta v = J (J^\top v)`, and :math:`J^\top v` is no larger than the parameters.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    x : Tensor (n, ...)
+    v : Tensor (n, C), or (n,) for a model whose output has no output axis
+        With a leading axis S for an ensemble of S networks.
+
+    Returns
+    -------
+    Tensor
+        Of the shape of `v`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `jacobian`, naming the argument.
+    """
+    arguments = _check_model(model)
+    arguments.inputs("x", x)
+    probe, size = _probe(model, x), getattr(model, "ensemble_size", None)
+    arguments.tensor("v", v, " ".join(map(str, [*([size] if size else []), len(x), *probe.output_shape[1:]])))
+
+    def product(params, rest, v):
+        gradient = _pull_back(probe, params, rest, x)(v.reshape(len(x), -1))
+        return _push_forward(probe, params, rest, x, gradient).reshape(v.shape)
+
+    return _over_members(model, product, v if size else v.unsqueeze(0), at_once=1)
 
 
 def linearize(model):
@@ -130,44 +202,179 @@ class _Linearized(nn.Module):
         return value + change
 
 
-def _jacobian(model, params, buffers, x, chunk_size):
-    def outputs(params, sample):
-        return functional_call(model, (params, buffers), sample.unsqueeze(0)).squeeze(0)
+class _Part(NamedTuple):
+    """One method, for some of the parameters."""
 
-    blocks = vmap(jacrev(outputs), in_dims=(None, 0), chunk_size=chunk_size)(params, x)
-    output_axes = {block.ndim - params[name].ndim - 1 for name, block in blocks.items()}
-    if not output_axes <= {0, 1}:
-        raise ValueError(f"model: expected output (n, C) or (n,), got {output_axes.pop() + 1} axes")
-    return torch.cat([b.reshape(*b.shape[: b.ndim - params[k].ndim], -1) for k, b in blocks.items()], dim=-1)
+    features: Callable  # (params, rest, x) to what the method needs to know of a chunk of points
+    blocks: Callable  # (params, rest, features, features) to pairs (name, block), laid out as `_gram` says
+    at_once: int | None  # how many members of an ensemble; None for all
 
 
-_CONTRACTIONS = {
-    "full": lambda j1, j2: torch.einsum("iap,jbp->ijab", j1, j2),
-    "trace": lambda j1, j2: j1.flatten(1) @ j2.flatten(1).mT,
-    "diagonal": lambda j1, j2: torch.einsum("iap,jap->ija", j1, j2),
-}
+def _parts(probe, method, output, per_layer, n1, n2):
+    """The methods that cover all parameters between them."""
+    if method == "jacobian":
+        return [_jacobian_part(probe, probe.names, output)]
+    if method == "vector_product":
+        return [_vector_product_part(probe, probe.names, output, per_layer)]
+    if method == "layerwise" and probe.left:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in probe.left.items())
+        raise ValueError(f'method: expected parameters that have Gram products for "layerwise", got {reasons}')
+    parts = [_layerwise_part(probe, output)] if probe.sites else []
+    if probe.left:
+        size = sum(dict(probe.model.named_parameters())[name].numel() for name in probe.left)
+        few = min(n1, n2) <= FEW_POINTS and (n1 + n2) * probe.outputs * size >= LARGE_JACOBIAN
+        for name, reason in probe.left.items():
+            logger.info("%s by %s: %s", name, "vector products" if few else "its Jacobian", reason)
+        left = list(probe.left)
+        parts.append(
+            _vector_product_part(probe, left, output, per_layer) if few else _jacobian_part(probe, left, output)
+        )
+    if probe.obstacle is not None:
+        logger.info("samples one at a time, as vmap can't run the model: %s", probe.obstacle)
+    return parts
 
 
-def _symmetrized(theta):
-    """Make the rounding symmetric too: entry (i, j, a, b) equals (j, i, b, a) to the last bit."""
-    transposed = theta.permute(1, 0, 3, 2) if theta.ndim == 4 else theta.transpose(0, 1)
-    return (theta + transposed) / 2
+def _layerwise_part(probe, output):
+    def features(params, rest, x):
+        return _layerwise.features(probe, params, rest, x)
+
+    def blocks(params, rest, f1, f2):
+        for site in probe.sites:
+            yield from _layerwise.blocks(site, f1[site.key], f2[site.key], output)
+
+    return _Part(features, blocks, at_once=None)
+
+
+def _jacobian_part(probe, names, output):
+    def features(params, rest, x):
+        return _jacobian_blocks(probe, *_split(params, rest, names), x)
+
+    def blocks(params, rest, j1, j2):
+        for name in names:
+            yield name, gradient_gram(j1[name], j2[name], output)
+
+    return _Part(features, blocks, at_once=1)
+
+
+def _vector_product_part(probe, names, output, per_layer):
+    groups = [[name] for name in names] if per_layer else [names]
+
+    def blocks(params, rest, x1, x2):
+        """Push forward to all points of one side the gradient of each output at each point of the other."""
+        flipped = len(x1) < len(x2)
+        points, others = (x1, x2) if flipped else (x2, x1)
+        for group in groups:
+            chosen, remaining = _split(params, rest, group)
+            columns = [
+                _push_forward(probe, chosen, remaining, others, gradient)
+                for point in points
+                for gradient in _output_gradients(probe, chosen, remaining, point)
+            ]
+            block = torch.stack(columns, -1).unflatten(-1, (len(points), -1))  # (others, C, points, C)
+            block = block.permute(2, 3, 0, 1) if flipped else block
+            yield group[0], from_full(block, output)
+
+    return _Part(lambda params, rest, x: x, blocks, at_once=1)
+
+
+def _tiles(model, part, x1, x2, chunk, per_layer):
+    """Triples (rows, columns, blocks by name) that cover the kernel, or its upper triangle where x2 is None."""
+
+    def blocks(params, rest, f1, f2):
+        named = part.blocks(params, rest, f1, f1 if f2 is None else f2)
+        return dict(named) if per_layer else {"sum": reduce(torch.add, (block for _, block in named))}
+
+    def features(x):
+        return _over_members(model, lambda params, rest: part.features(params, rest, x), at_once=part.at_once)
+
+    for i in range(0, len(x1), chunk):
+        rows = slice(i, i + chunk)
+        f1 = features(x1[rows])
+        for j in range(i if x2 is None else 0, len(x1 if x2 is None else x2), chunk):
+            columns = slice(j, j + chunk)
+            same = x2 is None and i == j
+            f2 = None if same else features((x1 if x2 is None else x2)[columns])
+            yield rows, columns, _over_members(model, blocks, f1, f2, at_once=part.at_once)
+
+
+def _add(theta, block, rows, columns, output, symmetric):
+    """Add a tile to the kernel, and where that is symmetric its mirror image, to the last bit."""
+    if symmetric and rows == columns:
+        block = (block + transposed(block, output)) / 2
+    theta[:, rows, columns] += block
+    if symmetric and rows != columns:
+        theta[:, columns, rows] += transposed(block, output)
+
+
+def _outputs(probe, params, rest, x):
+    """Outputs (n, C)."""
+    return probe.each(lambda sample: probe.run(params, rest, sample), x)
+
+
+def _jacobian_blocks(probe, params, rest, x, chunk_size=None):
+    """The Jacobian (n, C, p) by each of the parameters `params`."""
+    blocks = probe.jacobians(lambda p, sample: probe.run(p, rest, sample), params, x, chunk_size)
+    return {name: block.reshape(*block.shape[:2], -1) for name, block in blocks.items()}
+
+
+def _pull_back(probe, params, rest, x):
+    """The function from a direction (n, C) in the outputs to its gradient by the parameters `params`."""
+    pull_back = vjp(lambda p: _outputs(probe, p, rest, x), params)[1]
+    return lambda direction: pull_back(direction)[0]
+
+
+def _push_forward(probe, params, rest, x, direction):
+    """How the outputs (n, C) change along a direction in the parameters `params`."""
+
+    def outputs(params):
+        return _outputs(probe, params, rest, x)
+
+    if not probe.pads:
+        with suppress(NotImplementedError):  # by an operation without a forward-mode rule
+            return jvp(outputs, (params,), (direction,))[1]
+    # Twice in reverse mode: a pull back is linear, and so its own derivative. The forward mode would also follow the
+    # padding index of an embedding, which training and all other methods here leave alone.
+    value, pull_back = vjp(outputs, params)
+    return vjp(lambda v: pull_back(v)[0], torch.zeros_like(value))[1](direction)[0]
+
+
+def _output_gradients(probe, params, rest, point):
+    """The gradient of each output at one point, one at a time."""
+    pull_back = _pull_back(probe, params, rest, point.unsqueeze(0))
+    for direction in torch.eye(probe.outputs, dtype=probe.dtype, device=point.device):
+        yield pull_back(direction.unsqueeze(0))
+
+
+def _split(params, rest, names):
+    """The same state, with only the parameters `names` to differentiate by."""
+    others = {name: value for name, value in params.items() if name not in names}
+    return {name: params[name] for name in names}, rest | others
 
 
 def _state(model):
+    """The trainable parameters, and the rest: frozen ones, and copies of the buffers, which a model may write to."""
     params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
-    return params, frozen | dict(model.named_buffers())
+    return params, frozen | {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
-def _over_members(model, function):
-    """The function of (parameters, the rest of the state) for the model, or stacked over an ensemble's members."""
-    state = _state(model)
-    size = getattr(model, "ensemble_size", None)
-    if size is None:
-        return function(*state)
-    members = ([{name: value[s] for name, value in part.items()} for part in state] for s in range(size))
-    return torch.stack([function(*member) for member in members])
+def _over_members(model, function, *args, at_once=None):
+    """The function of (parameters, rest of the state, *args) for the model, or batched over an ensemble's members."""
+    if getattr(model, "ensemble_size", None) is None:
+        return function(*_state(model), *args)
+    in_dims = (0, 0, *(None if argument is None else 0 for argument in args))
+    return vmap(function, in_dims, chunk_size=at_once)(*_state(model), *args)
+
+
+def _probe(model, x):
+    """What one sample shows about the model; raise unless the output is (n, C) or (n,)."""
+    params, rest = _state(model)
+    if getattr(model, "ensemble_size", None) is not None:
+        params, rest = ({name: value[0] for name, value in part.items()} for part in (params, rest))
+    probe = _layerwise.probe(model, params, rest, x[:1])
+    if len(probe.output_shape) not in (1, 2) or probe.output_shape[0] != 1:
+        raise ValueError(f"model: expected output (n, C) or (n,), got {probe.output_shape} for n = 1")
+    return probe
 
 
 def _check_model(model):
@@ -187,3 +394,8 @@ def _check_model(model):
 def _check_chunk_size(chunk_size):
     if chunk_size is not None:
         require_integer("chunk_size", chunk_size, at_least=1)
+
+
+def _require_one_of(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")

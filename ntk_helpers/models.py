@@ -107,9 +107,15 @@ class MLP(nn.Module):
         return h
 
     def _layer(self, layer, h):
-        # The scale multiplies the small factor: h has a row for every point.
-        z = h @ (self._w_scales[layer] * self.weights[layer]).mT
-        return z + self._b_scale * self.biases[layer].unsqueeze(-2) if len(self.biases) else z
+        weight, scale = self.weights[layer], self._w_scales[layer]
+        if h.numel() < weight.numel():  # the scale multiplies the smaller factor
+            h = scale * h
+        else:
+            weight = scale * weight
+        bias = self._b_scale * self.biases[layer] if len(self.biases) else None
+        if weight.ndim == 2:
+            return nn.functional.linear(h, weight, bias)
+        return h @ weight.mT if bias is None else h @ weight.mT + bias.unsqueeze(-2)
 
 
 def _activation(activation):

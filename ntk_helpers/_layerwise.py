@@ -1,0 +1,379 @@
+r"""The tangent kernel layer by layer, from Gram products of the layers' inputs and sensitivities: no Jacobian is formed.
+
+A layer :math:`z_t = W h_t + b` adds to the gradient of an output :math:`\sum_t s_t h_t^\top` for W and
+:math:`\sum_t s_t` for b, summed over its locations t (the one row of a vector, the pixels of an image, the tokens of a
+text), where the sensitivity :math:`s_t` is the derivative of that output by :math:`z_t`. Their inner products factorise,
+
+.. math:: \sum_{t, u} \langle h_t, h'_u \rangle \langle s_t, s'_u \rangle
+          \quad \text{and} \quad \sum_{t, u} \langle s_t, s'_u \rangle,
+
+so that a forward and a backward pass give the kernel (Novak et al. 2022, section 3.3).
+
+The uses of parameters are found where they happen, in the calls of `torch.nn.functional.linear` and the like while the
+model runs on one sample; how its modules are called and nested plays no part. A parameter with one such use, and no
+other, has a Gram product; any other is left to the caller, with the reason.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call, jacrev, vmap
+from torch.overrides import TorchFunctionMode
+
+from ntk_helpers._gram import gradient_gram, gram, summed
+
+
+class _Linear:
+    arguments = ("input", "weight", "bias")
+
+    def applies(self, call):
+        return call["weight"].ndim == 2
+
+    def saved(self, function, call):
+        return call["input"].clone()  # the model may write to it later
+
+    def locations(self, site, x, s):
+        return x.reshape(len(x), 1, -1, x.shape[-1]), s.reshape(*s.shape[:2], 1, -1, s.shape[-1])
+
+
+class _Convolution(_Linear):
+    arguments = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+    def applies(self, call):
+        return True
+
+    def locations(self, site, x, s):
+        """A convolution is a linear layer at every place of the image, on the patch it sees."""
+        kernel, groups, axes = site.weight_shape[2:], site.settings.get("groups", 1), len(site.weight_shape) - 2
+        stride, dilation = (_per_axis(site.settings.get(name, 1), axes) for name in ("stride", "dilation"))
+        x = x.reshape(len(x), -1, *x.shape[-1 - axes :])
+        x = F.pad(x, _padding(site.settings.get("padding", 0), kernel, dilation))
+        if axes == 1:
+            x, kernel, stride, dilation = x.unsqueeze(-2), (1, *kernel), (1, *stride), (1, *dilation)
+        patches = F.unfold(x.flatten(0, 1), tuple(kernel), dilation=dilation, stride=stride)
+        patches = patches.unflatten(0, x.shape[:2]).unflatten(2, (groups, -1))  # (n, images, G, I, places)
+        s = s.reshape(*s.shape[:2], x.shape[1], groups, -1, patches.shape[-1])
+        return patches.permute(0, 2, 1, 4, 3).flatten(2, 3), s.permute(0, 1, 3, 2, 5, 4).flatten(3, 4)
+
+
+class _Normalization:
+    """Scale and shift after a normalization: of each channel, or of each entry of the last axes."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def applies(self, call):
+        return not call.get("training", False)
+
+    def saved(self, function, call):
+        return function(**{name: value for name, value in call.items() if name not in ("weight", "bias")})
+
+    def locations(self, site, x, s):
+        """Every scale is a 1 x 1 layer of its own: as many groups as scales."""
+        scaled = site.settings.get("normalized_shape")
+        before, scales = (site.shape[0], site.shape[1]) if scaled is None else (-1, prod(scaled))
+        x = x.reshape(len(x), before, scales, -1 if scaled is None else 1)
+        s = s.reshape(*s.shape[:2], *x.shape[1:])
+        return x.transpose(1, 2).flatten(2).unsqueeze(-1), s.transpose(2, 3).flatten(3).unsqueeze(-1)
+
+
+class _Embedding(_Linear):
+    arguments = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+
+    def applies(self, call):
+        return call.get("max_norm") is None and not call.get("scale_grad_by_freq")
+
+    def locations(self, site, x, s):
+        """A linear layer on one-hot inputs, of which only the indices are kept."""
+        x, s = x.reshape(len(x), 1, -1, 1), s.reshape(*s.shape[:2], 1, -1, s.shape[-1])
+        padding = site.settings.get("padding_idx")
+        return x, s if padding is None else s * (x != padding % site.weight_shape[0]).unsqueeze(1)
+
+
+_LAYERS = {
+    F.linear: _Linear(),
+    torch.conv1d: _Convolution(),
+    torch.conv2d: _Convolution(),
+    F.layer_norm: _Normalization("input", "normalized_shape", "weight", "bias", "eps"),
+    F.group_norm: _Normalization("input", "num_groups", "weight", "bias", "eps"),
+    F.batch_norm: _Normalization(
+        "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"
+    ),
+    F.embedding: _Embedding(),
+}
+_PRODUCTS = {torch.mul, torch.Tensor.mul}
+_QUOTIENTS = {torch.div, torch.Tensor.div}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One use of parameters by a layer."""
+
+    layer: _Linear | _Normalization
+    names: dict  # "weight" and "bias", where they are trained, to the names of the parameters
+    scales: dict  # the number that multiplied the parameter before its use
+    settings: dict  # the call's other arguments, tensors left out
+    weight_shape: tuple
+    shape: tuple  # of its output, for a batch of one sample
+    dtype: torch.dtype
+
+    @property
+    def key(self):
+        return " ".join(self.names.values())
+
+    def without(self, names):
+        """The same use, of the other parameters."""
+        return replace(self, names={role: name for role, name in self.names.items() if name not in names})
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A model, and what one sample's way through it showed."""
+
+    model: torch.nn.Module
+    names: list  # of the trainable parameters
+    sites: list  # the uses that have Gram products
+    left: dict  # the other parameters that are used, and why they have none
+    output_shape: tuple  # for a batch of one sample
+    dtype: torch.dtype
+    obstacle: Exception | None  # why vmap can't run the model, if it can't
+    pads: bool  # whether an embedding leaves an index out of its gradient
+
+    @property
+    def has_output_axis(self):
+        return len(self.output_shape) == 2
+
+    @property
+    def outputs(self):
+        return self.output_shape[1] if self.has_output_axis else 1
+
+    def run(self, params, rest, sample):
+        """Outputs (C,) of one sample."""
+        return functional_call(self.model, (params, rest), sample.unsqueeze(0)).reshape(-1)
+
+    def each(self, function, x, chunk_size=None):
+        """The function of every sample, stacked; samples never meet, whatever the model would do with a batch."""
+        if self.obstacle is None:
+            return vmap(function, chunk_size=chunk_size)(x)
+        return _stacked([function(sample) for sample in x])
+
+    def jacobians(self, function, at, x, chunk_size=None, has_aux=False):
+        """Derivatives of outputs `function(at, sample)` by `at`, for every sample.
+
+        One output after the other: to `vmap` over outputs as well, inside of the one over samples, would be quicker by
+        up to a third, but PyTorch 2.13 then differentiates `prelu` wrongly without a word, where there are as many
+        samples as outputs.
+        """
+        derivatives = jacrev(function, has_aux=has_aux, chunk_size=1)
+        return self.each(lambda sample: derivatives(at, sample), x, chunk_size)
+
+
+class _Recorder(TorchFunctionMode):
+    """Note every use of the parameters by a layer, and what it was used on.
+
+    With `shifts`, also add them to the layers' outputs: derivatives by the shifts are the sensitivities. Without, the
+    parameters noted are cut from the graph, so that one found in it was used elsewhere too.
+    """
+
+    def __init__(self, params, shifts=None):
+        self.known = {id(p): (name, 1.0) for name, p in params.items()}
+        self.kept, self.sites, self.saved, self.shifts, self.pads = [], [], {}, shifts, False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in _LAYERS:
+            layer = _LAYERS[function]
+            call = dict(zip(layer.arguments, args, strict=False)) | kwargs
+            self.pads |= call.get("padding_idx") is not None
+            roles = [role for role in ("weight", "bias") if id(call.get(role)) in self.known]
+            known = {role: self.known[id(call[role])] for role in roles}
+            if known and layer.applies(call):
+                return self._layer(function, layer, call, known)
+        out = function(*args, **kwargs)
+        if function in _PRODUCTS | _QUOTIENTS and id(args[0]) in self.known and isinstance(args[1], Real):
+            name, scale = self.known[id(args[0])]
+            self.known[id(out)] = name, scale * args[1] if function in _PRODUCTS else scale / args[1]
+            self.kept.append(out)  # so that no other tensor gets its id
+        return out
+
+    def _layer(self, function, layer, call, known):
+        call |= {role: call[role].detach() for role in known}
+        out = function(**call)
+        site = Site(
+            layer,
+            {role: name for role, (name, _) in known.items()},
+            {role: scale for role, (_, scale) in known.items()},
+            {name: value for name, value in call.items() if not isinstance(value, torch.Tensor)},
+            () if call.get("weight") is None else tuple(call["weight"].shape),
+            tuple(out.shape),
+            out.dtype,
+        )
+        self.sites.append(site)
+        if self.shifts is None:
+            return out
+        self.saved[site.key] = layer.saved(function, call)
+        return out.add_(self.shifts[site.key])
+
+
+def probe(model, params, rest, sample):
+    """Run the model on a batch of one sample, to find which parameters have Gram products.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    params, rest : dict of str to Tensor
+        The trainable parameters; all others, and the buffers.
+    sample : Tensor (1, ...)
+
+    Returns
+    -------
+    Probe
+
+    Raises
+    ------
+    ValueError
+        For a model that draws random numbers.
+    """
+    params = {name: p.detach().requires_grad_() for name, p in params.items()}
+    with _no_random_numbers(sample.device), torch.enable_grad(), _Recorder(params) as recorder:
+        out = functional_call(model, (params, rest), sample)
+    obstacle = _obstacle_to_vmap(lambda x: functional_call(model, (params, rest), x.unsqueeze(0)), sample)
+    elsewhere = _leaves(out)
+    used = [name for site in recorder.sites for name in site.names.values()]
+    left = {}
+    for name, p in params.items():
+        if used.count(name) > 1:
+            left[name] = f"used by {used.count(name)} layers, or calls of one"
+        elif id(p) in elsewhere and name in used:
+            left[name] = "used by a layer, and elsewhere too"
+        elif id(p) in elsewhere:
+            owner = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            left[name] = f"{owner} uses it in a way that has no Gram product here"
+    sites = [site.without(left) for site in recorder.sites]
+    sites = [site for site in sites if site.names]
+    return Probe(model, list(params), sites, left, tuple(out.shape), out.dtype, obstacle, recorder.pads)
+
+
+def features(probe, params, rest, x):
+    """Inputs (n, ...) and sensitivities (n, C, ...) of the layers, pairs by `Site.key`."""
+    known = {name: params[name] for site in probe.sites for name in site.names.values()}
+    shifts = {site.key: torch.zeros(site.shape, dtype=site.dtype, device=x.device) for site in probe.sites}
+
+    def outputs(shifts, sample):
+        with _Recorder(known, shifts) as recorder:
+            out = probe.run(params, rest, sample)
+        return out, recorder.saved
+
+    sensitivities, inputs = probe.jacobians(outputs, shifts, x, has_aux=True)
+    return {key: (inputs[key], s) for key, s in sensitivities.items()}
+
+
+def blocks(site, features1, features2, output):
+    """Kernel blocks (name, block) of the parameters at one site, a block (b, n1, k, n2, l) as `_gram` says.
+
+    Either the Gram matrices of inputs and of sensitivities are formed over all pairs of locations, or the gradients of
+    the layer's weights themselves: whichever takes fewer multiplications.
+    """
+    a1, s1 = site.layer.locations(site, *features1)
+    a2, s2 = (a1, s1) if features2 is features1 else site.layer.locations(site, *features2)
+    if _fewer_by_locations(site, s1, s2, output):
+        pairs = gram(s1, s2, output)
+        yield site.names["weight"], summed(pairs * (site.scales["weight"] ** 2 * _input_gram(a1, a2, pairs.dtype)))
+        if "bias" in site.names:
+            yield site.names["bias"], site.scales["bias"] ** 2 * summed(pairs)
+        return
+    for role, name in site.names.items():
+        g1 = _gradients(site, role, a1, s1)
+        g2 = g1 if features2 is features1 else _gradients(site, role, a2, s2)
+        yield name, gradient_gram(g1, g2, output)
+
+
+def _input_gram(a1, a2, dtype):
+    """Inner products of inputs (n, G, T, I) in the layout of `gram`; of one-hot inputs given by their indices too."""
+    if a1.is_floating_point():
+        return gram(a1.unsqueeze(1), a2.unsqueeze(1), "trace")
+    return (a1.reshape(1, 1, *a1.shape[::2], 1, 1, 1, 1) == a2.reshape(1, 1, 1, 1, 1, *a2.shape[::2], 1)).to(dtype)
+
+
+def _gradients(site, role, a, s):
+    """Gradients of the outputs of every sample by the weight or the bias: (n, C, entries)."""
+    if role == "bias":
+        gradients = s.sum(3)
+    elif a.is_floating_point():
+        gradients = torch.einsum("ngti,ncgto->ncgoi", a, s)
+    else:
+        rows = a.unsqueeze(1).expand(*s.shape)
+        gradients = s.new_zeros(*s.shape[:3], *site.weight_shape).scatter_add(3, rows, s)
+    return site.scales[role] * gradients.flatten(2)
+
+
+def _fewer_by_locations(site, s1, s2, output):
+    if "weight" not in site.names:
+        return False
+    (n1, outputs, groups, t, o), (n2, _, _, u, _) = s1.shape, s2.shape
+    products = outputs**2 if output == "full" else outputs
+    inputs = prod(site.weight_shape) // (groups * o)
+    by_locations = n1 * n2 * groups * t * u * (inputs + products * o)
+    by_gradients = groups * o * inputs * (outputs * (n1 * t + n2 * u) + n1 * n2 * products)
+    return by_locations < by_gradients
+
+
+@contextmanager
+def _no_random_numbers(device):
+    """Raise ValueError if any were drawn inside, from the global generators; leave those as they were."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        before = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if cuda else [])]
+        yield
+        after = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if cuda else [])]
+    if not all(map(torch.equal, before, after)):
+        raise ValueError("model: expected no random numbers to be drawn, but it drew some; call model.eval()")
+
+
+def _obstacle_to_vmap(function, x):
+    try:
+        vmap(function)(x)
+    except RuntimeError as error:  # in-place writes, data-dependent branches, operations without a rule
+        return error
+    return None
+
+
+def _stacked(results):
+    """Stack tensors, or the tensors in equal tuples and dicts."""
+    first = results[0]
+    if isinstance(first, dict):
+        return {key: _stacked([result[key] for result in results]) for key in first}
+    if isinstance(first, tuple):
+        return tuple(_stacked(list(parts)) for parts in zip(*results, strict=True))
+    return torch.stack(results)
+
+
+def _leaves(out):
+    """Identities of the tensors that the graph of `out` ends in."""
+    seen, stack = set(), [out.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(following for following, _ in node.next_functions)
+    return {id(node.variable) for node in seen if hasattr(node, "variable")}
+
+
+def _per_axis(value, axes):
+    return (value,) * axes if isinstance(value, int) else tuple(value)
+
+
+def _padding(padding, kernel, dilation):
+    """What F.pad takes for the padding of a convolution: before and after each axis, the last axis first."""
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        pairs = [(t // 2, t - t // 2) for t in total]
+    else:
+        pairs = [(p, p) for p in _per_axis(padding, len(kernel))]
+    return [side for pair in reversed(pairs) for side in pair]
