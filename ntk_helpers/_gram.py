@@ -5,6 +5,11 @@ themselves for its diagonal; what a kernel does not need has size 1. Leading axe
 """
 
 
+import torch
+
+STRIP = 2**18
+
+
 def gram(s1, s2, output):
     """Inner products over the last axis, (b, G, n1, T, k, n2, U, l), of s1 (n1, C, G, T, O) and s2 (n2, C, G, U, O).
 
@@ -22,8 +27,10 @@ def summed(pairs):
 
 
 def gradient_gram(g1, g2, output):
-    """Inner products of gradients (n1, C, p) and (n2, C, p), in the layout."""
-    return summed(gram(g1[:, :, None, None], g2[:, :, None, None], output))
+    """Inner products of gradients (n1, C, p) and (n2, C, p), strip by strip: triples (rows, columns, block)."""
+    numbers = g1.shape[1] ** 2 if output == "full" else 1
+    for rows, columns in strips(len(g1), len(g2), numbers, symmetric=g1 is g2):
+        yield rows, columns, summed(gram(g1[rows, :, None, None], g2[columns, :, None, None], output))
 
 
 def from_full(block, output):
@@ -42,11 +49,28 @@ def arranged(block, output):
     return diagonal if output == "diagonal" else diagonal.squeeze(-1)
 
 
-def transposed(kernel, output):
-    """The kernel from the second points to the first: of kernels as `arranged`."""
-    points = {"full": (-4, -3), "diagonal": (-3, -2), "trace": (-2, -1)}[output]
-    kernel = kernel.transpose(*points)
-    return kernel.transpose(-2, -1) if output == "full" else kernel
+def mirrored(kernel, output):
+    """A kernel (..., n, n) or (..., n, n, C, C), made of its upper triangle alone: symmetric to the last bit."""
+    if output == "full":
+        *_, n, _, outputs, _ = kernel.shape
+        flipped = kernel.transpose(-4, -3).transpose(-2, -1)
+        index = torch.arange(n * outputs, device=kernel.device).reshape(n, 1, outputs, 1)
+        return torch.where(index > index.transpose(0, 1).transpose(2, 3), flipped, kernel)
+    if output == "diagonal":
+        return mirrored(kernel.movedim(-1, 0), "trace").movedim(0, -1)
+    return kernel.triu() + kernel.triu(1).mT
+
+
+def strips(n1, n2, numbers, symmetric):
+    """Slices of rows and columns that cover a tile, or its upper triangle, with `numbers` numbers for a pair of points.
+
+    A strip is no larger than what stays in the cache, and of a triangle there are several.
+    """
+    rows = max(1, STRIP // (n2 * numbers))
+    if symmetric:
+        rows = min(rows, max(16, n1 // 8))
+    for start in range(0, n1, rows):
+        yield slice(start, min(start + rows, n1)), slice(start if symmetric else 0, n2)
 
 
 # (n, C, G, T, O) to (b, G, n, T, k, O)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.func import functional_call, jacrev, vmap
 from torch.overrides import TorchFunctionMode
 
-from ntk_helpers._gram import gradient_gram, gram, summed
+from ntk_helpers._gram import gradient_gram, gram, strips, summed
 
 
 class _Linear:
@@ -124,6 +124,10 @@ class Site:
     @property
     def key(self):
         return " ".join(self.names.values())
+
+    def locations(self, features):
+        """Inputs (n, G, T, I) and sensitivities (n, C, G, T, O): of G groups, at T locations."""
+        return self.layer.locations(self, features[self.key, "input"], features[self.key, "sensitivity"])
 
     def without(self, names):
         """The same use, of the other parameters."""
@@ -259,7 +263,7 @@ def probe(model, params, rest, sample):
 
 
 def features(probe, params, rest, x):
-    """Inputs (n, ...) and sensitivities (n, C, ...) of the layers, pairs by `Site.key`."""
+    """Inputs (n, ...) and sensitivities (n, C, ...) of the layers, under the keys (`Site.key`, "input" or "sensitivity")."""
     known = {name: params[name] for site in probe.sites for name in site.names.values()}
     shifts = {site.key: torch.zeros(site.shape, dtype=site.dtype, device=x.device) for site in probe.sites}
 
@@ -269,27 +273,36 @@ def features(probe, params, rest, x):
         return out, recorder.saved
 
     sensitivities, inputs = probe.jacobians(outputs, shifts, x, has_aux=True)
-    return {key: (inputs[key], s) for key, s in sensitivities.items()}
+    named = {"input": inputs, "sensitivity": sensitivities}
+    return {(key, kind): value for kind, values in named.items() for key, value in values.items()}
 
 
-def blocks(site, features1, features2, output):
-    """Kernel blocks (name, block) of the parameters at one site, a block (b, n1, k, n2, l) as `_gram` says.
+def blocks(site, features1, features2, output, per_layer):
+    """The kernel of the parameters at one site, strip by strip: (name, rows, columns, block), laid out as `_gram` says.
 
     Either the Gram matrices of inputs and of sensitivities are formed over all pairs of locations, or the gradients of
-    the layer's weights themselves: whichever takes fewer multiplications.
+    the layer's weights themselves: whichever takes fewer multiplications. Unless `per_layer`, weight and bias together.
     """
-    a1, s1 = site.layer.locations(site, *features1)
-    a2, s2 = (a1, s1) if features2 is features1 else site.layer.locations(site, *features2)
+    same = features2 is features1
+    a1, s1 = site.locations(features1)
+    a2, s2 = (a1, s1) if same else site.locations(features2)
     if _fewer_by_locations(site, s1, s2, output):
-        pairs = gram(s1, s2, output)
-        yield site.names["weight"], summed(pairs * (site.scales["weight"] ** 2 * _input_gram(a1, a2, pairs.dtype)))
-        if "bias" in site.names:
-            yield site.names["bias"], site.scales["bias"] ** 2 * summed(pairs)
+        numbers = s1.shape[2] * s1.shape[3] * s2.shape[3] * (s1.shape[1] ** 2 if output == "full" else 1)
+        for rows, columns in strips(len(s1), len(s2), numbers, symmetric=same):
+            pairs = gram(s1[rows], s2[columns], output)
+            factors = {"weight": site.scales["weight"] ** 2 * _input_gram(a1[rows], a2[columns], pairs.dtype)}
+            if "bias" in site.names:
+                factors["bias"] = site.scales["bias"] ** 2
+            if not per_layer:
+                factors = {"weight": sum(factors.values())}
+            for role, factor in factors.items():
+                yield site.names[role], rows, columns, summed(pairs * factor)
         return
     for role, name in site.names.items():
         g1 = _gradients(site, role, a1, s1)
-        g2 = g1 if features2 is features1 else _gradients(site, role, a2, s2)
-        yield name, gradient_gram(g1, g2, output)
+        g2 = g1 if same else _gradients(site, role, a2, s2)
+        for rows, columns, block in gradient_gram(g1, g2, output):
+            yield name, rows, columns, block
 
 
 def _input_gram(a1, a2, dtype):

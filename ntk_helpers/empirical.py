@@ -9,7 +9,6 @@ import copy
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ntk_helpers import _layerwise
 from ntk_helpers._checks import Arguments, require_integer, require_trainable
-from ntk_helpers._gram import arranged, from_full, gradient_gram, transposed
+from ntk_helpers._gram import arranged, from_full, gradient_gram, mirrored
 from ntk_helpers._precision import full_precision
 
 logger = logging.getLogger(__name__)
@@ -55,11 +54,11 @@ def jacobian(model, x, *, chunk_size=None):
     _check_chunk_size(chunk_size)
     probe = _probe(model, x)
 
-    def flat(params, rest):
+    def flat(params, rest, _):
         j = torch.cat(list(_jacobian_blocks(probe, params, rest, x, chunk_size).values()), dim=-1)
         return j if probe.has_output_axis else j.squeeze(1)
 
-    return _over_members(model, flat, at_once=1)
+    return _over_members(model, flat)
 
 
 @full_precision()
@@ -120,10 +119,14 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     names = probe.names if per_layer else ["sum"]
     theta = {name: torch.zeros(size or 1, n1, n2, *pairs, dtype=probe.dtype, device=x1.device) for name in names}
     for part in _parts(probe, method, output, per_layer, n1, n2):
-        for rows, columns, blocks in _tiles(model, part, x1, x2, chunk_size or max(n1, n2), per_layer):
-            for name, block in blocks.items():
-                _add(theta[name], arranged(block, output), rows, columns, output, symmetric=x2 is None)
+        for members in [range(size or 1)] if part.batched else [[s] for s in range(size or 1)]:
+            for top, left, f1, f2 in _tiles(model, part, members, x1, x2, chunk_size or max(n1, n2)):
+                for s, g1, g2 in zip(members, f1, f2, strict=True):
+                    for name, rows, columns, block in part.blocks(*_member(model, s), g1, g2):
+                        place = theta[name if per_layer else "sum"][s, top:, left:]
+                        place[rows, columns] += arranged(block, output)
     for name, value in theta.items():
+        value = mirrored(value, output) if x2 is None else value
         value = value if probe.has_output_axis else value.reshape(value.shape[:3])
         theta[name] = value.squeeze(0) if size is None else value
     return theta if per_layer else theta["sum"]
@@ -157,11 +160,12 @@ def ntk_vector_product(model, x, v):
     probe, size = _probe(model, x), getattr(model, "ensemble_size", None)
     arguments.tensor("v", v, " ".join(map(str, [*([size] if size else []), len(x), *probe.output_shape[1:]])))
 
-    def product(params, rest, v):
-        gradient = _pull_back(probe, params, rest, x)(v.reshape(len(x), -1))
-        return _push_forward(probe, params, rest, x, gradient).reshape(v.shape)
+    def product(params, rest, s):
+        direction = v if size is None else v[s]
+        gradient = _pull_back(probe, params, rest, x)(direction.reshape(len(x), -1))
+        return _push_forward(probe, params, rest, x, gradient).reshape(direction.shape)
 
-    return _over_members(model, product, v if size else v.unsqueeze(0), at_once=1)
+    return _over_members(model, product)
 
 
 def linearize(model):
@@ -205,9 +209,9 @@ class _Linearized(nn.Module):
 class _Part(NamedTuple):
     """One method, for some of the parameters."""
 
-    features: Callable  # (params, rest, x) to what the method needs to know of a chunk of points
-    blocks: Callable  # (params, rest, features, features) to pairs (name, block), laid out as `_gram` says
-    at_once: int | None  # how many members of an ensemble; None for all
+    features: Callable  # (params, rest, x) to all that the method keeps of a chunk of points: a dict of tensors
+    blocks: Callable  # (params, rest, features, features) to tuples (name, rows, columns, block), laid out as in `_gram`
+    batched: bool  # whether features are computed for all members of an ensemble at once
 
 
 def _parts(probe, method, output, per_layer, n1, n2):
@@ -219,7 +223,7 @@ def _parts(probe, method, output, per_layer, n1, n2):
     if method == "layerwise" and probe.left:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in probe.left.items())
         raise ValueError(f'method: expected parameters that have Gram products for "layerwise", got {reasons}')
-    parts = [_layerwise_part(probe, output)] if probe.sites else []
+    parts = [_layerwise_part(probe, output, per_layer)] if probe.sites else []
     if probe.left:
         size = sum(dict(probe.model.named_parameters())[name].numel() for name in probe.left)
         few = min(n1, n2) <= FEW_POINTS and (n1 + n2) * probe.outputs * size >= LARGE_JACOBIAN
@@ -234,15 +238,15 @@ def _parts(probe, method, output, per_layer, n1, n2):
     return parts
 
 
-def _layerwise_part(probe, output):
+def _layerwise_part(probe, output, per_layer):
     def features(params, rest, x):
         return _layerwise.features(probe, params, rest, x)
 
     def blocks(params, rest, f1, f2):
         for site in probe.sites:
-            yield from _layerwise.blocks(site, f1[site.key], f2[site.key], output)
+            yield from _layerwise.blocks(site, f1, f2, output, per_layer)
 
-    return _Part(features, blocks, at_once=None)
+    return _Part(features, blocks, batched=True)
 
 
 def _jacobian_part(probe, names, output):
@@ -251,16 +255,21 @@ def _jacobian_part(probe, names, output):
 
     def blocks(params, rest, j1, j2):
         for name in names:
-            yield name, gradient_gram(j1[name], j2[name], output)
+            for rows, columns, block in gradient_gram(j1[name], j2[name], output):
+                yield name, rows, columns, block
 
-    return _Part(features, blocks, at_once=1)
+    return _Part(features, blocks, batched=False)
 
 
 def _vector_product_part(probe, names, output, per_layer):
     groups = [[name] for name in names] if per_layer else [names]
 
-    def blocks(params, rest, x1, x2):
+    def features(params, rest, x):
+        return {"x": x}
+
+    def blocks(params, rest, f1, f2):
         """Push forward to all points of one side the gradient of each output at each point of the other."""
+        x1, x2 = f1["x"], f2["x"]
         flipped = len(x1) < len(x2)
         points, others = (x1, x2) if flipped else (x2, x1)
         for group in groups:
@@ -272,38 +281,27 @@ def _vector_product_part(probe, names, output, per_layer):
             ]
             block = torch.stack(columns, -1).unflatten(-1, (len(points), -1))  # (others, C, points, C)
             block = block.permute(2, 3, 0, 1) if flipped else block
-            yield group[0], from_full(block, output)
+            yield group[0], slice(len(x1)), slice(len(x2)), from_full(block, output)
 
-    return _Part(lambda params, rest, x: x, blocks, at_once=1)
-
-
-def _tiles(model, part, x1, x2, chunk, per_layer):
-    """Triples (rows, columns, blocks by name) that cover the kernel, or its upper triangle where x2 is None."""
-
-    def blocks(params, rest, f1, f2):
-        named = part.blocks(params, rest, f1, f1 if f2 is None else f2)
-        return dict(named) if per_layer else {"sum": reduce(torch.add, (block for _, block in named))}
-
-    def features(x):
-        return _over_members(model, lambda params, rest: part.features(params, rest, x), at_once=part.at_once)
-
-    for i in range(0, len(x1), chunk):
-        rows = slice(i, i + chunk)
-        f1 = features(x1[rows])
-        for j in range(i if x2 is None else 0, len(x1 if x2 is None else x2), chunk):
-            columns = slice(j, j + chunk)
-            same = x2 is None and i == j
-            f2 = None if same else features((x1 if x2 is None else x2)[columns])
-            yield rows, columns, _over_members(model, blocks, f1, f2, at_once=part.at_once)
+    return _Part(features, blocks, batched=False)
 
 
-def _add(theta, block, rows, columns, output, symmetric):
-    """Add a tile to the kernel, and where that is symmetric its mirror image, to the last bit."""
-    if symmetric and rows == columns:
-        block = (block + transposed(block, output)) / 2
-    theta[:, rows, columns] += block
-    if symmetric and rows != columns:
-        theta[:, columns, rows] += transposed(block, output)
+def _tiles(model, part, members, x1, x2, chunk):
+    """Corners and features (top, left, f1, f2) that cover the kernel, or its upper triangle where x2 is None."""
+    for top in range(0, len(x1), chunk):
+        f1 = _features(model, part, members, x1[top : top + chunk])
+        for left in range(top if x2 is None else 0, len(x1 if x2 is None else x2), chunk):
+            on_diagonal = x2 is None and left == top
+            f2 = f1 if on_diagonal else _features(model, part, members, (x1 if x2 is None else x2)[left : left + chunk])
+            yield top, left, f1, f2
+
+
+def _features(model, part, members, x):
+    """The features of each of the members."""
+    if len(members) == 1:
+        return [part.features(*_member(model, members[0]), x)]
+    batched = vmap(part.features, in_dims=(0, 0, None))(*_state(model), x)
+    return [{key: value[s] for key, value in batched.items()} for s in members]
 
 
 def _outputs(probe, params, rest, x):
@@ -358,20 +356,24 @@ def _state(model):
     return params, frozen | {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
-def _over_members(model, function, *args, at_once=None):
-    """The function of (parameters, rest of the state, *args) for the model, or batched over an ensemble's members."""
+def _member(model, s):
+    """The state of member s; of the model itself, unless that is an ensemble."""
+    state = _state(model)
     if getattr(model, "ensemble_size", None) is None:
-        return function(*_state(model), *args)
-    in_dims = (0, 0, *(None if argument is None else 0 for argument in args))
-    return vmap(function, in_dims, chunk_size=at_once)(*_state(model), *args)
+        return state
+    return tuple({name: value[s] for name, value in part.items()} for part in state)
+
+
+def _over_members(model, function):
+    """The function of (params, rest, s) for the model, or stacked over an ensemble's members s."""
+    size = getattr(model, "ensemble_size", None)
+    results = [function(*_member(model, s), s) for s in range(size or 1)]
+    return results[0] if size is None else torch.stack(results)
 
 
 def _probe(model, x):
     """What one sample shows about the model; raise unless the output is (n, C) or (n,)."""
-    params, rest = _state(model)
-    if getattr(model, "ensemble_size", None) is not None:
-        params, rest = ({name: value[0] for name, value in part.items()} for part in (params, rest))
-    probe = _layerwise.probe(model, params, rest, x[:1])
+    probe = _layerwise.probe(model, *_member(model, 0), x[:1])
     if len(probe.output_shape) not in (1, 2) or probe.output_shape[0] != 1:
         raise ValueError(f"model: expected output (n, C) or (n,), got {probe.output_shape} for n = 1")
     return probe
