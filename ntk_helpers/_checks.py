@@ -26,13 +26,14 @@ class Arguments:
         self._check_shape(name, tuple(value.shape), pattern.replace("?", "").split(), optional="?" in pattern)
         self.like_the_first(name, value)
 
-    def inputs(self, name, x):
-        """Check the inputs of a model: a tensor (n, ...), n > 0; integers are welcome, for an embedding."""
+    def inputs(self, name, x, model):
+        """Check the inputs of a model: a tensor (n, ...), n > 0, of integers only if the model embeds them."""
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
         if x.ndim == 0 or len(x) == 0:
             raise ValueError(f"{name}: expected shape (n, ...) with n > 0, got {tuple(x.shape)}")
-        self.like_the_first(name, x, integers=True)
+        embeds = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in model.modules())
+        self.like_the_first(name, x, integers=embeds)
 
     def like_the_first(self, name, value, integers=False):
         """Check only that the values are finite, and of the dtype and device of the arguments before."""

@@ -4,7 +4,6 @@ The layout is (b, n1, k, n2, l), with (k, l) the pairs of outputs for the full k
 themselves for its diagonal; what a kernel does not need has size 1. Leading axes, of ensembles, stay in front.
 """
 
-
 import torch
 
 STRIP = 2**18

@@ -1,11 +1,12 @@
-r"""The tangent kernel layer by layer, from Gram products of the layers' inputs and sensitivities: no Jacobian is formed.
+r"""The tangent kernel layer by layer, from Gram products of inputs and sensitivities: no Jacobian is formed.
 
 A layer :math:`z_t = W h_t + b` adds to the gradient of an output :math:`\sum_t s_t h_t^\top` for W and
-:math:`\sum_t s_t` for b, summed over its locations t (the one row of a vector, the pixels of an image, the tokens of a
-text), where the sensitivity :math:`s_t` is the derivative of that output by :math:`z_t`. Their inner products factorise,
+:math:`\sum_t s_t` for b. The sums go over the layer's locations t (the one row of a vector, the pixels of an image, the
+tokens of a text), and the sensitivity :math:`s_t` is the derivative of the output by :math:`z_t`. Inner products of
+such gradients factorise,
 
-.. math:: \sum_{t, u} \langle h_t, h'_u \rangle \langle s_t, s'_u \rangle
-          \quad \text{and} \quad \sum_{t, u} \langle s_t, s'_u \rangle,
+.. math:: \Theta_W = \sum_{t, u} \langle h_t, h'_u \rangle \langle s_t, s'_u \rangle, \qquad
+          \Theta_b = \sum_{t, u} \langle s_t, s'_u \rangle,
 
 so that a forward and a backward pass give the kernel (Novak et al. 2022, section 3.3).
 
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from numbers import Real
+from operator import mul, truediv
 
 import torch
 import torch.nn.functional as F
@@ -105,8 +107,8 @@ _LAYERS = {
     ),
     F.embedding: _Embedding(),
 }
-_PRODUCTS = {torch.mul, torch.Tensor.mul}
-_QUOTIENTS = {torch.div, torch.Tensor.div}
+# A number times a parameter is still known, with the number.
+_MULTIPLES = {torch.mul: mul, torch.Tensor.mul: mul, torch.div: truediv, torch.Tensor.div: truediv}
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Probe:
     """A model, and what one sample's way through it showed."""
 
     model: torch.nn.Module
-    names: list  # of the trainable parameters
+    sizes: dict  # of the trainable parameters
     sites: list  # the uses that have Gram products
     left: dict  # the other parameters that are used, and why they have none
     output_shape: tuple  # for a batch of one sample
@@ -198,9 +200,10 @@ class _Recorder(TorchFunctionMode):
             if known and layer.applies(call):
                 return self._layer(function, layer, call, known)
         out = function(*args, **kwargs)
-        if function in _PRODUCTS | _QUOTIENTS and id(args[0]) in self.known and isinstance(args[1], Real):
+        multiple = function in _MULTIPLES and len(args) == 2 and not kwargs and isinstance(args[1], Real)
+        if multiple and id(args[0]) in self.known:
             name, scale = self.known[id(args[0])]
-            self.known[id(out)] = name, scale * args[1] if function in _PRODUCTS else scale / args[1]
+            self.known[id(out)] = name, _MULTIPLES[function](scale, args[1])
             self.kept.append(out)  # so that no other tensor gets its id
         return out
 
@@ -239,13 +242,14 @@ def probe(model, params, rest, sample):
 
     Raises
     ------
-    ValueError
-        For a model that draws random numbers.
+    TypeError, ValueError
+        For a model whose output is no tensor, or that draws random numbers.
     """
     params = {name: p.detach().requires_grad_() for name, p in params.items()}
     with _no_random_numbers(sample.device), torch.enable_grad(), _Recorder(params) as recorder:
         out = functional_call(model, (params, rest), sample)
-    obstacle = _obstacle_to_vmap(lambda x: functional_call(model, (params, rest), x.unsqueeze(0)), sample)
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"model: expected a tensor as output, got {type(out).__name__}")
     elsewhere = _leaves(out)
     used = [name for site in recorder.sites for name in site.names.values()]
     left = {}
@@ -259,11 +263,13 @@ def probe(model, params, rest, sample):
             left[name] = f"{owner} uses it in a way that has no Gram product here"
     sites = [site.without(left) for site in recorder.sites]
     sites = [site for site in sites if site.names]
-    return Probe(model, list(params), sites, left, tuple(out.shape), out.dtype, obstacle, recorder.pads)
+    obstacle = _obstacle_to_vmap(lambda x: functional_call(model, (params, rest), x.unsqueeze(0)), sample)
+    sizes = {name: p.numel() for name, p in params.items()}
+    return Probe(model, sizes, sites, left, tuple(out.shape), out.dtype, obstacle, recorder.pads)
 
 
 def features(probe, params, rest, x):
-    """Inputs (n, ...) and sensitivities (n, C, ...) of the layers, under the keys (`Site.key`, "input" or "sensitivity")."""
+    """Inputs (n, ...) and sensitivities (n, C, ...) of the layers: a dict by (`Site.key`, "input" or "sensitivity")."""
     known = {name: params[name] for site in probe.sites for name in site.names.values()}
     shifts = {site.key: torch.zeros(site.shape, dtype=site.dtype, device=x.device) for site in probe.sites}
 
@@ -286,7 +292,7 @@ def blocks(site, features1, features2, output, per_layer):
     same = features2 is features1
     a1, s1 = site.locations(features1)
     a2, s2 = (a1, s1) if same else site.locations(features2)
-    if _fewer_by_locations(site, s1, s2, output):
+    if _fewer_by_locations(site, a1, s1, s2, output):
         numbers = s1.shape[2] * s1.shape[3] * s2.shape[3] * (s1.shape[1] ** 2 if output == "full" else 1)
         for rows, columns in strips(len(s1), len(s2), numbers, symmetric=same):
             pairs = gram(s1[rows], s2[columns], output)
@@ -324,13 +330,13 @@ def _gradients(site, role, a, s):
     return site.scales[role] * gradients.flatten(2)
 
 
-def _fewer_by_locations(site, s1, s2, output):
+def _fewer_by_locations(site, a1, s1, s2, output):
     if "weight" not in site.names:
         return False
     (n1, outputs, groups, t, o), (n2, _, _, u, _) = s1.shape, s2.shape
     products = outputs**2 if output == "full" else outputs
     inputs = prod(site.weight_shape) // (groups * o)
-    by_locations = n1 * n2 * groups * t * u * (inputs + products * o)
+    by_locations = n1 * n2 * groups * t * u * (a1.shape[-1] + products * o)
     by_gradients = groups * o * inputs * (outputs * (n1 * t + n2 * u) + n1 * n2 * products)
     return by_locations < by_gradients
 

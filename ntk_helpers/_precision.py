@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def full_precision():
     """Hold matrix products and convolutions at the precision of their operands; restore the caller's settings.
 
-    On CUDA, convolutions use TF32 by default, of 11 bits; `torch.set_float32_matmul_precision` and `torch.autocast` allow
-    as little elsewhere. Attention is computed as its formula says, since the fused kernels lack some derivatives.
+    On CUDA, convolutions use TF32 by default, of 11 bits; `torch.set_float32_matmul_precision` and `torch.autocast`
+    allow as little elsewhere. Attention is computed as its formula says, since the fused kernels lack some derivatives.
     """
     backends = torch.backends
     operations = [

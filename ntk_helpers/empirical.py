@@ -24,7 +24,9 @@ from ntk_helpers._precision import full_precision
 
 logger = logging.getLogger(__name__)
 
-FEW_POINTS, LARGE_JACOBIAN = 8, 10**7  # with no more points, no fewer numbers, vector products are quicker (measured)
+# Measured: with so few points and so many numbers, vector products are quicker than contracting Jacobians; with so few
+# parameters, all members of an ensemble at once are quicker than one after the other.
+FEW_POINTS, LARGE_JACOBIAN, SMALL_NETWORK = 8, 10**7, 10**6
 
 
 @full_precision()
@@ -50,7 +52,7 @@ def jacobian(model, x, *, chunk_size=None):
         For inputs that are not finite or do not match the parameters, a model without trainable parameters, one whose
         output has the wrong shape, and one whose kernel would be meaningless: Dropout or BatchNorm in training mode.
     """
-    _check_model(model).inputs("x", x)
+    _check_model(model).inputs("x", x, model)
     _check_chunk_size(chunk_size)
     probe = _probe(model, x)
 
@@ -105,9 +107,9 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     _require_one_of("output", output, ["diagonal", "full", "trace"])
     _require_one_of("method", method, ["auto", "jacobian", "layerwise", "vector_product"])
     arguments = _check_model(model)
-    arguments.inputs("x1", x1)
+    arguments.inputs("x1", x1, model)
     if x2 is not None:
-        arguments.inputs("x2", x2)
+        arguments.inputs("x2", x2, model)
         if x2.shape[1:] != x1.shape[1:]:
             expected = ", ".join(["n2", *map(str, x1.shape[1:])])
             raise ValueError(f"x2: expected shape ({expected}), got {tuple(x2.shape)}")
@@ -116,7 +118,7 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     probe, size = _probe(model, x1), getattr(model, "ensemble_size", None)
     n1, n2 = len(x1), len(x1 if x2 is None else x2)
     pairs = {"full": 2, "diagonal": 1, "trace": 0}[output] * (probe.outputs,)
-    names = probe.names if per_layer else ["sum"]
+    names = probe.sizes if per_layer else ["sum"]
     theta = {name: torch.zeros(size or 1, n1, n2, *pairs, dtype=probe.dtype, device=x1.device) for name in names}
     for part in _parts(probe, method, output, per_layer, n1, n2):
         for members in [range(size or 1)] if part.batched else [[s] for s in range(size or 1)]:
@@ -156,7 +158,7 @@ def ntk_vector_product(model, x, v):
         As `jacobian`, naming the argument.
     """
     arguments = _check_model(model)
-    arguments.inputs("x", x)
+    arguments.inputs("x", x, model)
     probe, size = _probe(model, x), getattr(model, "ensemble_size", None)
     arguments.tensor("v", v, " ".join(map(str, [*([size] if size else []), len(x), *probe.output_shape[1:]])))
 
@@ -210,22 +212,22 @@ class _Part(NamedTuple):
     """One method, for some of the parameters."""
 
     features: Callable  # (params, rest, x) to all that the method keeps of a chunk of points: a dict of tensors
-    blocks: Callable  # (params, rest, features, features) to tuples (name, rows, columns, block), laid out as in `_gram`
+    blocks: Callable  # (params, rest, features, features) to tuples (name, rows, columns, block), laid out by `_gram`
     batched: bool  # whether features are computed for all members of an ensemble at once
 
 
 def _parts(probe, method, output, per_layer, n1, n2):
     """The methods that cover all parameters between them."""
     if method == "jacobian":
-        return [_jacobian_part(probe, probe.names, output)]
+        return [_jacobian_part(probe, list(probe.sizes), output)]
     if method == "vector_product":
-        return [_vector_product_part(probe, probe.names, output, per_layer)]
+        return [_vector_product_part(probe, list(probe.sizes), output, per_layer)]
     if method == "layerwise" and probe.left:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in probe.left.items())
         raise ValueError(f'method: expected parameters that have Gram products for "layerwise", got {reasons}')
     parts = [_layerwise_part(probe, output, per_layer)] if probe.sites else []
     if probe.left:
-        size = sum(dict(probe.model.named_parameters())[name].numel() for name in probe.left)
+        size = sum(probe.sizes[name] for name in probe.left)
         few = min(n1, n2) <= FEW_POINTS and (n1 + n2) * probe.outputs * size >= LARGE_JACOBIAN
         for name, reason in probe.left.items():
             logger.info("%s by %s: %s", name, "vector products" if few else "its Jacobian", reason)
@@ -246,7 +248,7 @@ def _layerwise_part(probe, output, per_layer):
         for site in probe.sites:
             yield from _layerwise.blocks(site, f1, f2, output, per_layer)
 
-    return _Part(features, blocks, batched=True)
+    return _Part(features, blocks, batched=sum(probe.sizes.values()) <= SMALL_NETWORK)
 
 
 def _jacobian_part(probe, names, output):

@@ -73,29 +73,34 @@ class MLP(nn.Module):
             require_integer(name, value, at_least=1)
         require_integer("depth", depth, at_least=0)
         require_scales(w_std, b_std, parameterization)
-        if (seed is None) == (seeds is None):
+        single = seeds is None
+        if (seed is None) == single:
             raise ValueError(f"seed, seeds: expected exactly one, got seed={seed}, seeds={seeds}")
-        draws_from = [seed] if seeds is None else list(seeds)
-        if not draws_from:
+        seeds = [seed] if single else list(seeds)
+        if not seeds:
             raise ValueError("seeds: expected at least one seed, got none")
-        for value in draws_from:
+        for value in seeds:
             require_integer("seed", value, at_least=0)
 
         self.activation = _activation(activation)
-        self.d_in, self.ensemble_size = d_in, None if seeds is None else len(draws_from)
+        self.d_in, self.ensemble_size = d_in, None if single else len(seeds)
         sizes = [d_in, *[width] * depth, d_out]
-        self._w_scales = [w_std / math.sqrt(fan_in) for fan_in in sizes[:-1]]
-        self._b_scale = b_std
-        draws = _draws(sizes, b_std is not None, draws_from)
-        if seeds is None:
-            draws = [[draw.squeeze(0) for draw in kind] for kind in draws]
-        weights, biases = draws
-        if parameterization == "standard":  # the scales go into the parameters and leave the layer
-            weights = [scale * weight for scale, weight in zip(self._w_scales, weights, strict=True)]
-            biases = [b_std * bias for bias in biases]
-            self._w_scales, self._b_scale = [1.0] * len(weights), 1.0
-        self.weights = nn.ParameterList(weight.to(device, dtype) for weight in weights)
-        self.biases = nn.ParameterList(bias.to(device, dtype) for bias in biases)
+        scales = [(w_std / math.sqrt(fan_in), b_std) for fan_in in sizes[:-1]]
+        ones = [(1.0, 1.0)] * len(scales)
+        self._scales, of_draws = (scales, ones) if parameterization == "ntk" else (ones, scales)
+
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+        def normal(scale, *shape):
+            draws = (torch.randn(shape, generator=g, dtype=torch.float64).mul_(scale) for g in generators)
+            draws = [draw.to(device, dtype) for draw in draws]
+            return draws[0] if single else torch.stack(draws)
+
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for (fan_in, fan_out), (w_scale, b_scale) in zip(pairwise(sizes), of_draws, strict=True):
+            self.weights.append(normal(w_scale, fan_out, fan_in))
+            if b_std is not None:
+                self.biases.append(normal(b_scale, fan_out))
 
     def forward(self, x):
         """Map inputs (n, d_in) to outputs (n, d_out), or (S, n, d_out) for an ensemble of S seeds."""
@@ -107,12 +112,12 @@ class MLP(nn.Module):
         return h
 
     def _layer(self, layer, h):
-        weight, scale = self.weights[layer], self._w_scales[layer]
+        weight, (w_scale, b_scale) = self.weights[layer], self._scales[layer]
         if h.numel() < weight.numel():  # the scale multiplies the smaller factor
-            h = scale * h
+            h = w_scale * h
         else:
-            weight = scale * weight
-        bias = self._b_scale * self.biases[layer] if len(self.biases) else None
+            weight = w_scale * weight
+        bias = b_scale * self.biases[layer] if len(self.biases) else None
         if weight.ndim == 2:
             return nn.functional.linear(h, weight, bias)
         return h @ weight.mT if bias is None else h @ weight.mT + bias.unsqueeze(-2)
@@ -124,18 +129,3 @@ def _activation(activation):
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected a callable or one of {sorted(ACTIVATIONS)}, got {activation!r}")
     return ACTIVATIONS[activation]
-
-
-def _draws(sizes, with_biases, seeds):
-    """Standard normal weights (S, fan_out, fan_in) and biases (S, fan_out), each seed from a generator of its own."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def normal(*shape):
-        return torch.stack([torch.randn(shape, generator=g, dtype=torch.float64) for g in generators])
-
-    weights, biases = [], []
-    for fan_in, fan_out in pairwise(sizes):
-        weights.append(normal(fan_out, fan_in))
-        if with_biases:
-            biases.append(normal(fan_out))
-    return weights, biases

@@ -189,7 +189,7 @@ def _check_data(model, x, y):
     """Check the data against each other and against the model; return its trainable parameters."""
     params = list(require_trainable(model).values())
     arguments = Arguments(("the parameters", params[0]))
-    arguments.inputs("x", x)
+    arguments.inputs("x", x, model)
     arguments.tensor("y", y, "n" if isinstance(y, torch.Tensor) and y.ndim == 1 else "n C")
     if len(x) != len(y):
         raise ValueError(f"x: expected {len(y)} rows, as many as y, got shape {tuple(x.shape)}")

@@ -225,7 +225,7 @@ BROKEN.weights[0].data[0, 0] = torch.nan
         ((BROKEN, X), {}, "parameter weights.0: expected finite values, got 1 NaN or infinite of 12"),
         ((MLP(3, 4, 1, seeds=[0, 1], activation=nn.PReLU(dtype=torch.float64)), X), {}, "expected a leading axis of 2"),
         ((NET, X[:, :2]), {}, r"x: expected shape \(n, 3\), got \(1, 2\)"),
-        ((Wrong(), X), {}, r"model: expected output \(n, C\) or \(n,\), got 3 axes"),
+        ((Wrong(), X), {}, r"model: expected output \(n, C\) or \(n,\), got \(1, 3, 1\) for n = 1"),
     ],
 )
 def test_refusals(arguments, options, message):
