@@ -1,7 +1,7 @@
 """Neural tangent kernels in PyTorch: analytic and empirical kernels, kernel regression, training of ensembles."""
 
 from ntk_helpers.analytic import Kernels, kernels, nngp_kernel, ntk_kernel
-from ntk_helpers.empirical import empirical_ntk, jacobian, linearize
+from ntk_helpers.empirical import empirical_ntk, jacobian, linearize, ntk_vector_product
 from ntk_helpers.models import MLP
 from ntk_helpers.regression import flatten_outputs, gradient_flow, kernel_ridge, max_learning_rate
 from ntk_helpers.training import DivergenceError, TrainingRecord, train
@@ -21,5 +21,6 @@ __all__ = [
     "max_learning_rate",
     "nngp_kernel",
     "ntk_kernel",
+    "ntk_vector_product",
     "train",
 ]

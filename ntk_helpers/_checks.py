@@ -11,8 +11,8 @@ class Arguments:
     """Tensor arguments of one call, checked against each other.
 
     All must be finite floating-point tensors of one dtype and device. Shapes are written as patterns, for example
-    ``"S? n C"``: a name stands for one size of at least 1, the same wherever it occurs, and a first axis with a
-    question mark may be missing.
+    ``"S? n C"`` or ``"n 2"``: a name stands for one size of at least 1, the same wherever it occurs, a number for itself,
+    and a first axis with a question mark may be missing.
     """
 
     def __init__(self, first=None):
@@ -48,7 +48,7 @@ class Arguments:
 
     def _check_shape(self, name, shape, axes, optional):
         present = axes[1:] if optional and len(shape) < len(axes) else axes
-        sizes = dict(self.sizes)
+        sizes = self.sizes | {axis: int(axis) for axis in axes if axis.isdigit()}
         fits = len(shape) == len(present) and 0 not in shape
         if not fits or any(sizes.setdefault(a, s) != s for a, s in zip(present, shape, strict=True)):
             expected = [str(self.sizes.get(axis, axis)) for axis in axes]

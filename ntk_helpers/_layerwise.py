@@ -159,7 +159,7 @@ class Probe:
 
     def run(self, params, rest, sample):
         """Outputs (C,) of one sample."""
-        return functional_call(self.model, (params, rest), sample.unsqueeze(0)).reshape(-1)
+        return _call(self.model, params, rest, sample.unsqueeze(0)).reshape(-1)
 
     def each(self, function, x, chunk_size=None):
         """The function of every sample, stacked; samples never meet, whatever the model would do with a batch."""
@@ -247,7 +247,7 @@ def probe(model, params, rest, sample):
     """
     params = {name: p.detach().requires_grad_() for name, p in params.items()}
     with _no_random_numbers(sample.device), torch.enable_grad(), _Recorder(params) as recorder:
-        out = functional_call(model, (params, rest), sample)
+        out = _call(model, params, rest, sample)
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"model: expected a tensor as output, got {type(out).__name__}")
     elsewhere = _leaves(out)
@@ -263,7 +263,7 @@ def probe(model, params, rest, sample):
             left[name] = f"{owner} uses it in a way that has no Gram product here"
     sites = [site.without(left) for site in recorder.sites]
     sites = [site for site in sites if site.names]
-    obstacle = _obstacle_to_vmap(lambda x: functional_call(model, (params, rest), x.unsqueeze(0)), sample)
+    obstacle = _obstacle_to_vmap(lambda x: _call(model, params, rest, x.unsqueeze(0)), sample)
     sizes = {name: p.numel() for name, p in params.items()}
     return Probe(model, sizes, sites, left, tuple(out.shape), out.dtype, obstacle, recorder.pads)
 
@@ -339,6 +339,12 @@ def _fewer_by_locations(site, a1, s1, s2, output):
     by_locations = n1 * n2 * groups * t * u * (a1.shape[-1] + products * o)
     by_gradients = groups * o * inputs * (outputs * (n1 * t + n2 * u) + n1 * n2 * products)
     return by_locations < by_gradients
+
+
+def _call(model, params, rest, x):
+    """The output of the model in another state; what it writes to its buffers is lost."""
+    buffers = {name: rest[name].clone() for name, _ in model.named_buffers()}
+    return functional_call(model, (params, rest | buffers), x)
 
 
 @contextmanager

@@ -352,10 +352,10 @@ def _split(params, rest, names):
 
 
 def _state(model):
-    """The trainable parameters, and the rest: frozen ones, and copies of the buffers, which a model may write to."""
+    """The trainable parameters, and the rest: frozen ones and buffers."""
     params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
-    return params, frozen | {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return params, frozen | dict(model.named_buffers())
 
 
 def _member(model, s):
@@ -375,7 +375,7 @@ def _over_members(model, function):
 
 def _probe(model, x):
     """What one sample shows about the model; raise unless the output is (n, C) or (n,)."""
-    probe = _layerwise.probe(model, *_member(model, 0), x[:1])
+    probe = _layerwise.probe(model, *_member(model, 0), x[:1].clone())
     if len(probe.output_shape) not in (1, 2) or probe.output_shape[0] != 1:
         raise ValueError(f"model: expected output (n, C) or (n,), got {probe.output_shape} for n = 1")
     return probe
