@@ -11,8 +11,8 @@ class Arguments:
     """Tensor arguments of one call, checked against each other.
 
     All must be finite floating-point tensors of one dtype and device. Shapes are written as patterns, for example
-    ``"S? n C"`` or ``"n 2"``: a name stands for one size of at least 1, the same wherever it occurs, a number for itself,
-    and a first axis with a question mark may be missing.
+    ``"S? n C"`` or ``"n 2"``: a name stands for one size of at least 1, the same wherever it occurs, a number for
+    itself, and a first axis with a question mark may be missing.
     """
 
     def __init__(self, first=None):

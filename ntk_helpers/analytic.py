@@ -20,6 +20,7 @@ from scipy.special import roots_hermitenorm
 from torch import Tensor
 
 from ntk_helpers._checks import Arguments, require_integer, require_scales
+from ntk_helpers._precision import full_precision
 
 TILE = 2048  # bytes in a row of a tile, by default: the temporary arrays of a square tile stay in the cache
 
@@ -31,6 +32,7 @@ class Kernels(NamedTuple):
     ntk: Tensor
 
 
+@full_precision()
 def kernels(
     x1,
     x2=None,
@@ -341,7 +343,11 @@ class Quadrature(Smooth):
         return _series(*values, rho), _series(*slopes, rho)
 
     def _coefficients(self, norm):
-        """Hermite coefficients (degree, len(norm)) of phi and of phi', at the standard deviations `norm`."""
+        """Hermite coefficients (degree, len(norm)) of phi and of phi', at the standard deviations `norm`.
+
+        In float64 whatever the dtype, as the sums over the nodes lose digits; cut where the tail is rounding in it.
+        """
+        dtype, norm = norm.dtype, norm.double()
         nodes, basis, weights = (t.to(norm) for t in _hermite(NODES, DEGREE))
         z = norm * nodes.unsqueeze(1)
         with torch.enable_grad():
@@ -354,14 +360,14 @@ class Quadrature(Smooth):
         for f in (value if norm.requires_grad else value.detach(), slope):
             coefficients, total = basis @ f, weights @ f.square()
             tails = (total - coefficients.square().cumsum(0)).detach().amax(1) / total.detach().max()
-            rounding = 100 * torch.finfo(f.dtype).eps
+            rounding = max(torch.finfo(dtype).eps, 100 * torch.finfo(torch.float64).eps)
             if not tails[-1] <= max(self.tolerance, rounding):
                 raise ValueError(
                     f"activation: expected a function smooth enough for quadrature with {DEGREE} Hermite polynomials, "
                     f"got a relative tail of {tails[-1].item():.1g} (allowed: {self.tolerance:g}) at a variance of "
                     f"{norm.max().item() ** 2:.3g}; kinks need a closed form, large variances a smoother function"
                 )
-            found.append(coefficients[: int((tails > rounding).sum()) + 1])
+            found.append(coefficients[: int((tails > rounding).sum()) + 1].to(dtype))
         return found
 
 

@@ -34,12 +34,12 @@ BY_QUADRATURE = {
 }
 
 
-def largest_error(reference, name, activation, max_depth):
+def largest_error(reference, name, activation, max_depth, dtype):
     """Over all stored cases of an activation: error relative to the largest entry of the symmetric kernel."""
     errors = []
     for i in np.flatnonzero((reference["analytic_act"] == name) & (reference["analytic_depth"] <= max_depth)):
         inputs = reference["analytic_inputs"][i]
-        x1, x2 = (torch.from_numpy(reference[f"{side}_{inputs}"]) for side in ("X1", "X2"))
+        x1, x2 = (torch.from_numpy(reference[f"{side}_{inputs}"]).to(dtype) for side in ("X1", "X2"))
         b_std, standard = float(reference["analytic_b_std"][i]), reference["analytic_param"][i] == "standard"
         options = {
             "depth": int(reference["analytic_depth"][i]),
@@ -59,19 +59,21 @@ def largest_error(reference, name, activation, max_depth):
     return max(errors)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("name", CLOSED_FORMS)
-def test_closed_forms_against_the_reference(reference, name):
+def test_closed_forms_against_the_reference(reference, name, dtype, tolerance):
     """With identical, parallel, nearly parallel, antiparallel and zero inputs among the cases."""
-    error = largest_error(reference, name, CLOSED_FORMS[name], max_depth=8)
+    error = largest_error(reference, name, CLOSED_FORMS[name], max_depth=8, dtype=dtype)
     print(f"{name}: {error:.1e}")
-    assert error <= 1e-12
+    assert error <= tolerance
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("name", BY_QUADRATURE)
-def test_quadrature_against_the_reference(reference, name):
-    error = largest_error(reference, name, BY_QUADRATURE[name], max_depth=2)
+def test_quadrature_against_the_reference(reference, name, dtype, tolerance):
+    error = largest_error(reference, name, BY_QUADRATURE[name], max_depth=2, dtype=dtype)
     print(f"{name}: {error:.1e}")
-    assert error <= 1e-6
+    assert error <= tolerance
 
 
 @pytest.mark.parametrize("name", ["erf", "gelu", "sin", "cos", "identity"])
