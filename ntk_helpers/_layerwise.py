@@ -18,25 +18,28 @@ other, has a Gram product; any other is left to the caller, with the reason.
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
-from numbers import Real
+from numbers import Integral, Real
 from operator import mul, truediv
 
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call, jacrev, vmap
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.func import jacrev, vjp, vmap
 from torch.overrides import TorchFunctionMode
 
+from ntk_helpers._functional import call
 from ntk_helpers._gram import gradient_gram, gram, strips, summed
 
 
 class _Linear:
     arguments = ("input", "weight", "bias")
 
-    def applies(self, call):
-        return call["weight"].ndim == 2
+    def applies(self, given):
+        weight, bias = given["weight"], given.get("bias")
+        return weight.ndim == 2 and (bias is None or bias.shape == weight.shape[:1])
 
-    def saved(self, function, call):
-        return call["input"].clone()  # the model may write to it later
+    def saved(self, function, given):
+        return given["input"].clone()  # the model may write to it later
 
     def locations(self, site, x, s):
         return x.reshape(len(x), 1, -1, x.shape[-1]), s.reshape(*s.shape[:2], 1, -1, s.shape[-1])
@@ -45,7 +48,7 @@ class _Linear:
 class _Convolution(_Linear):
     arguments = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
-    def applies(self, call):
+    def applies(self, given):
         return True
 
     def locations(self, site, x, s):
@@ -68,11 +71,11 @@ class _Normalization:
     def __init__(self, *arguments):
         self.arguments = arguments
 
-    def applies(self, call):
-        return not call.get("training", False)
+    def applies(self, given):
+        return not given.get("training", False)
 
-    def saved(self, function, call):
-        return function(**{name: value for name, value in call.items() if name not in ("weight", "bias")})
+    def saved(self, function, given):
+        return function(**{name: value for name, value in given.items() if name not in ("weight", "bias")})
 
     def locations(self, site, x, s):
         """Every scale is a 1 x 1 layer of its own: as many groups as scales."""
@@ -86,8 +89,8 @@ class _Normalization:
 class _Embedding(_Linear):
     arguments = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
-    def applies(self, call):
-        return call.get("max_norm") is None and not call.get("scale_grad_by_freq")
+    def applies(self, given):
+        return True
 
     def locations(self, site, x, s):
         """A linear layer on one-hot inputs, of which only the indices are kept."""
@@ -146,8 +149,8 @@ class Probe:
     left: dict  # the other parameters that are used, and why they have none
     output_shape: tuple  # for a batch of one sample
     dtype: torch.dtype
-    obstacle: Exception | None  # why vmap can't run the model, if it can't
-    pads: bool  # whether an embedding leaves an index out of its gradient
+    obstacle: str | None  # why vmap can't run and differentiate the model, if it can't
+    hooked: bool  # whether the model hooks into the gradients of what it computes
 
     @property
     def has_output_axis(self):
@@ -159,23 +162,16 @@ class Probe:
 
     def run(self, params, rest, sample):
         """Outputs (C,) of one sample."""
-        return _call(self.model, params, rest, sample.unsqueeze(0)).reshape(-1)
-
-    def each(self, function, x, chunk_size=None):
-        """The function of every sample, stacked; samples never meet, whatever the model would do with a batch."""
-        if self.obstacle is None:
-            return vmap(function, chunk_size=chunk_size)(x)
-        return _stacked([function(sample) for sample in x])
+        return call(self.model, params | rest, sample.unsqueeze(0).clone()).reshape(-1)
 
     def jacobians(self, function, at, x, chunk_size=None, has_aux=False):
-        """Derivatives of outputs `function(at, sample)` by `at`, for every sample.
+        """Derivatives of outputs `function(at, sample)` by `at`, for every sample; samples can't meet under `vmap`.
 
-        One output after the other: to `vmap` over outputs as well, inside of the one over samples, would be quicker by
-        up to a third, but PyTorch 2.13 then differentiates `prelu` wrongly without a word, where there are as many
-        samples as outputs.
+        One output after the other: a second `vmap`, over outputs, would be quicker by up to a third, but PyTorch 2.13
+        then differentiates `prelu` wrongly without a word, where there are as many samples as outputs.
         """
         derivatives = jacrev(function, has_aux=has_aux, chunk_size=1)
-        return self.each(lambda sample: derivatives(at, sample), x, chunk_size)
+        return vmap(lambda sample: derivatives(at, sample), chunk_size=chunk_size)(x)
 
 
 class _Recorder(TorchFunctionMode):
@@ -186,43 +182,58 @@ class _Recorder(TorchFunctionMode):
     """
 
     def __init__(self, params, shifts=None):
-        self.known = {id(p): (name, 1.0) for name, p in params.items()}
-        self.kept, self.sites, self.saved, self.shifts, self.pads = [], [], {}, shifts, False
+        self.probing, self.shifts = shifts is None, shifts
+        self.sites, self.saved, self.hooked = [], {}, False
+        self.known = {}  # by identity: the tensor, its version, the name of its parameter and the multiple
+        for name, p in params.items():
+            self._know(p, name, 1.0)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        self.hooked |= function is torch.Tensor.register_hook
         if function in _LAYERS:
             layer = _LAYERS[function]
-            call = dict(zip(layer.arguments, args, strict=False)) | kwargs
-            self.pads |= call.get("padding_idx") is not None
-            roles = [role for role in ("weight", "bias") if id(call.get(role)) in self.known]
-            known = {role: self.known[id(call[role])] for role in roles}
-            if known and layer.applies(call):
-                return self._layer(function, layer, call, known)
+            given = dict(zip(layer.arguments, args, strict=False)) | kwargs
+            if given.get("max_norm") is not None or given.get("scale_grad_by_freq"):
+                raise ValueError("model: expected an embedding without max_norm and scale_grad_by_freq, got one with")
+            known = {role: self._find(given.get(role)) for role in ("weight", "bias")}
+            known = {role: found for role, found in known.items() if found}
+            if known and layer.applies(given) and not (self.probing and _inside_a_transform(given)):
+                return self._layer(function, layer, given, known)
         out = function(*args, **kwargs)
         multiple = function in _MULTIPLES and len(args) == 2 and not kwargs and isinstance(args[1], Real)
-        if multiple and id(args[0]) in self.known:
-            name, scale = self.known[id(args[0])]
-            self.known[id(out)] = name, _MULTIPLES[function](scale, args[1])
-            self.kept.append(out)  # so that no other tensor gets its id
+        if multiple and (found := self._find(args[0])):
+            name, scale = found
+            self._know(out, name, _MULTIPLES[function](scale, float(args[1])))
         return out
 
-    def _layer(self, function, layer, call, known):
-        call |= {role: call[role].detach() for role in known}
-        out = function(**call)
+    def _know(self, tensor, name, scale):
+        self.known[id(tensor)] = tensor, tensor._version if self.probing else None, name, scale
+
+    def _find(self, tensor):
+        """Name and scale of the parameter that the tensor is a multiple of, if it still is, and its gradient too."""
+        if id(tensor) not in self.known:
+            return None
+        _, version, name, scale = self.known[id(tensor)]
+        changed = self.probing and (tensor._version != version or not tensor.requires_grad)
+        return None if changed else (name, scale)
+
+    def _layer(self, function, layer, given, known):
+        given |= {role: given[role].detach() for role in known}
+        out = function(**given)
         site = Site(
             layer,
             {role: name for role, (name, _) in known.items()},
             {role: scale for role, (_, scale) in known.items()},
-            {name: value for name, value in call.items() if not isinstance(value, torch.Tensor)},
-            () if call.get("weight") is None else tuple(call["weight"].shape),
+            {name: value for name, value in given.items() if not isinstance(value, torch.Tensor)},
+            () if given.get("weight") is None else tuple(given["weight"].shape),
             tuple(out.shape),
             out.dtype,
         )
         self.sites.append(site)
-        if self.shifts is None:
-            return out
-        self.saved[site.key] = layer.saved(function, call)
+        if self.probing:  # the model may ask whether there is a gradient
+            return out + torch.zeros((), dtype=out.dtype, device=out.device, requires_grad=True)
+        self.saved[site.key] = layer.saved(function, given)
         return out.add_(self.shifts[site.key])
 
 
@@ -243,17 +254,22 @@ def probe(model, params, rest, sample):
     Raises
     ------
     TypeError, ValueError
-        For a model whose output is no tensor, or that draws random numbers.
+        For a model whose output is not a real tensor (1, C) or (1,), that draws random numbers or changes from call to
+        call, that uses its parameters by another reference than its modules' or rescales its embeddings.
     """
-    params = {name: p.detach().requires_grad_() for name, p in params.items()}
-    with _no_random_numbers(sample.device), torch.enable_grad(), _Recorder(params) as recorder:
-        out = _call(model, params, rest, sample)
-    if not isinstance(out, torch.Tensor):
-        raise TypeError(f"model: expected a tensor as output, got {type(out).__name__}")
-    elsewhere = _leaves(out)
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    with _no_random_numbers(sample.device), torch.enable_grad(), _Recorder(leaves) as recorder:
+        out = call(model, leaves | rest, sample.clone())
+    _check_output(out)
+    elsewhere = _graph_leaves(out)
+    for name, p in model.named_parameters():
+        if id(p) in elsewhere:
+            raise ValueError(
+                f"model: expected its parameters to be used as attributes of modules, got {name} otherwise"
+            )
     used = [name for site in recorder.sites for name in site.names.values()]
     left = {}
-    for name, p in params.items():
+    for name, p in leaves.items():
         if used.count(name) > 1:
             left[name] = f"used by {used.count(name)} layers, or calls of one"
         elif id(p) in elsewhere and name in used:
@@ -261,11 +277,53 @@ def probe(model, params, rest, sample):
         elif id(p) in elsewhere:
             owner = type(model.get_submodule(name.rpartition(".")[0])).__name__
             left[name] = f"{owner} uses it in a way that has no Gram product here"
+    obstacle, again = _run_by_vmap(model, leaves, rest, sample)
+    if (again - out.detach()).abs().max() > out.abs().max() * torch.finfo(out.dtype).eps ** 0.5:
+        raise ValueError("model: expected the same output at every call, got another at the second; call model.eval()")
+    hooked = recorder.hooked or any(m._backward_hooks or m._backward_pre_hooks for m in model.modules())
+    if hooked:
+        obstacle = "it hooks into gradients"
+    if obstacle is not None:  # then the way may also depend on the sample
+        left = dict.fromkeys(params, "vmap can't run the model")
     sites = [site.without(left) for site in recorder.sites]
-    sites = [site for site in sites if site.names]
-    obstacle = _obstacle_to_vmap(lambda x: _call(model, params, rest, x.unsqueeze(0)), sample)
     sizes = {name: p.numel() for name, p in params.items()}
-    return Probe(model, sizes, sites, left, tuple(out.shape), out.dtype, obstacle, recorder.pads)
+    found = [site for site in sites if site.names]
+    return Probe(model, sizes, found, left, tuple(out.shape), out.dtype, obstacle, hooked)
+
+
+def _inside_a_transform(given):
+    """Whether the model itself differentiates or maps here: weights then act not through the layer's output alone."""
+    return any(isinstance(value, torch.Tensor) and is_functorch_wrapped_tensor(value) for value in given.values())
+
+
+def _check_output(out):
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"model: expected a tensor as output, got {type(out).__name__}")
+    if not out.is_floating_point():
+        raise TypeError(f"model: expected a floating-point output, got {out.dtype}")
+    if out.ndim not in (1, 2) or out.shape[0] != 1 or out.numel() == 0:
+        raise ValueError(f"model: expected output (n, C) or (n,), got {tuple(out.shape)} for n = 1")
+
+
+def _run_by_vmap(model, leaves, rest, sample):
+    """Why vmap can't run and differentiate the model, or None; and the output of one sample."""
+    smallest = min(leaves, key=lambda name: leaves[name].numel())
+    params = {name: p.detach() for name, p in leaves.items()}
+
+    def outputs(x):
+        def by_one(p):
+            return call(model, params | rest | {smallest: p}, x.unsqueeze(0).clone())
+
+        value, pull_back = vjp(by_one, params[smallest])
+        return value, pull_back(torch.ones_like(value))
+
+    try:
+        return None, vmap(outputs)(sample)[0].squeeze(0)
+    except (
+        Exception
+    ) as error:  # alone, the model ran: it writes in place, decides by the data, lacks a rule of vmap's...
+        with torch.enable_grad():
+            return str(error), call(model, leaves | rest, sample.clone()).detach()
 
 
 def features(probe, params, rest, x):
@@ -341,12 +399,6 @@ def _fewer_by_locations(site, a1, s1, s2, output):
     return by_locations < by_gradients
 
 
-def _call(model, params, rest, x):
-    """The output of the model in another state; what it writes to its buffers is lost."""
-    buffers = {name: rest[name].clone() for name, _ in model.named_buffers()}
-    return functional_call(model, (params, rest | buffers), x)
-
-
 @contextmanager
 def _no_random_numbers(device):
     """Raise ValueError if any were drawn inside, from the global generators; leave those as they were."""
@@ -359,26 +411,10 @@ def _no_random_numbers(device):
         raise ValueError("model: expected no random numbers to be drawn, but it drew some; call model.eval()")
 
 
-def _obstacle_to_vmap(function, x):
-    try:
-        vmap(function)(x)
-    except RuntimeError as error:  # in-place writes, data-dependent branches, operations without a rule
-        return error
-    return None
-
-
-def _stacked(results):
-    """Stack tensors, or the tensors in equal tuples and dicts."""
-    first = results[0]
-    if isinstance(first, dict):
-        return {key: _stacked([result[key] for result in results]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_stacked(list(parts)) for parts in zip(*results, strict=True))
-    return torch.stack(results)
-
-
-def _leaves(out):
+def _graph_leaves(out):
     """Identities of the tensors that the graph of `out` ends in."""
+    if out.grad_fn is None:
+        return {id(out)}
     seen, stack = set(), [out.grad_fn]
     while stack:
         node = stack.pop()
@@ -389,7 +425,8 @@ def _leaves(out):
 
 
 def _per_axis(value, axes):
-    return (value,) * axes if isinstance(value, int) else tuple(value)
+    values = (value,) if isinstance(value, Integral) else tuple(value)
+    return values * axes if len(values) == 1 else values
 
 
 def _padding(padding, kernel, dilation):

@@ -20,7 +20,7 @@ from scipy.special import roots_hermitenorm
 from torch import Tensor
 
 from ntk_helpers._checks import Arguments, require_integer, require_scales
-from ntk_helpers._precision import full_precision
+from ntk_helpers._functional import full_precision
 
 TILE = 2048  # bytes in a row of a tile, by default: the temporary arrays of a square tile stay in the cache
 

@@ -8,19 +8,18 @@ computes member s when called with slice s of them; it maps ``(n, ...)`` to ``(S
 import copy
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.func import functional_call, jvp, vjp, vmap
+from torch.func import jvp, vjp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ntk_helpers import _layerwise
 from ntk_helpers._checks import Arguments, require_integer, require_trainable
+from ntk_helpers._functional import call, full_precision, leaves_the_model
 from ntk_helpers._gram import arranged, from_full, gradient_gram, mirrored
-from ntk_helpers._precision import full_precision
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 FEW_POINTS, LARGE_JACOBIAN, SMALL_NETWORK = 8, 10**7, 10**6
 
 
+@leaves_the_model
 @full_precision()
 def jacobian(model, x, *, chunk_size=None):
     """Jacobian of the outputs with respect to all trainable parameters, flattened in the order of `parameters()`.
@@ -54,7 +54,7 @@ def jacobian(model, x, *, chunk_size=None):
     """
     _check_model(model).inputs("x", x, model)
     _check_chunk_size(chunk_size)
-    probe = _probe(model, x)
+    probe, x = _probe(model, x), x.detach()
 
     def flat(params, rest, _):
         j = torch.cat(list(_jacobian_blocks(probe, params, rest, x, chunk_size).values()), dim=-1)
@@ -63,6 +63,7 @@ def jacobian(model, x, *, chunk_size=None):
     return _over_members(model, flat)
 
 
+@leaves_the_model
 @full_precision()
 def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_size=None, per_layer=False):
     r"""Neural tangent kernel of a finite network at its present parameters.
@@ -115,12 +116,13 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
             raise ValueError(f"x2: expected shape ({expected}), got {tuple(x2.shape)}")
     _check_chunk_size(chunk_size)
 
+    x1, x2 = x1.detach(), None if x2 is None else x2.detach()
     probe, size = _probe(model, x1), getattr(model, "ensemble_size", None)
     n1, n2 = len(x1), len(x1 if x2 is None else x2)
     pairs = {"full": 2, "diagonal": 1, "trace": 0}[output] * (probe.outputs,)
     names = probe.sizes if per_layer else ["sum"]
     theta = {name: torch.zeros(size or 1, n1, n2, *pairs, dtype=probe.dtype, device=x1.device) for name in names}
-    for part in _parts(probe, method, output, per_layer, n1, n2):
+    for part in _parts(model, probe, method, output, per_layer, x1, x1 if x2 is None else x2):
         for members in [range(size or 1)] if part.batched else [[s] for s in range(size or 1)]:
             for top, left, f1, f2 in _tiles(model, part, members, x1, x2, chunk_size or max(n1, n2)):
                 for s, g1, g2 in zip(members, f1, f2, strict=True):
@@ -134,11 +136,13 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     return theta if per_layer else theta["sum"]
 
 
+@leaves_the_model
 @full_precision()
 def ntk_vector_product(model, x, v):
-    r"""The neural tangent kernel on `x`, times a vector, without the kernel: one reverse and one forward pass.
+    r"""The neural tangent kernel on `x`, times a vector, without the kernel.
 
-    :math:`\Theta v = J (J^\top v)`, and :math:`J^\top v` is no larger than the parameters.
+    :math:`\Theta v = J (J^\top v)`, and :math:`J^\top v` is no larger than the parameters: a forward pass, a backward
+    pass, and a backward pass through that.
 
     Parameters
     ----------
@@ -159,13 +163,16 @@ def ntk_vector_product(model, x, v):
     """
     arguments = _check_model(model)
     arguments.inputs("x", x, model)
-    probe, size = _probe(model, x), getattr(model, "ensemble_size", None)
+    probe, size, x = _probe(model, x), getattr(model, "ensemble_size", None), x.detach()
     arguments.tensor("v", v, " ".join(map(str, [*([size] if size else []), len(x), *probe.output_shape[1:]])))
 
     def product(params, rest, s):
-        direction = v if size is None else v[s]
-        gradient = _pull_back(probe, params, rest, x)(direction.reshape(len(x), -1))
-        return _push_forward(probe, params, rest, x, gradient).reshape(direction.shape)
+        v_s = v if size is None else v[s]
+        flat = v_s.reshape(len(x), -1)
+        pulled, push_forward = _pull_and_push(probe, params, rest, x, flat)
+        pushed = push_forward(pulled)
+        _check_products(flat, pulled, pulled, pushed)
+        return pushed.reshape(v_s.shape)
 
     return _over_members(model, product)
 
@@ -204,7 +211,7 @@ class _Linearized(nn.Module):
         origin = {name.replace("/", "."): value for name, value in self.origin.named_buffers()}
         moved = dict(self.model.named_parameters())
         tangent = {name: moved[name] - value for name, value in origin.items()}
-        value, change = jvp(lambda p: functional_call(self.model, p, x), (origin,), (tangent,))
+        value, change = jvp(lambda p: call(self.model, p, x), (origin,), (tangent,))
         return value + change
 
 
@@ -216,7 +223,7 @@ class _Part(NamedTuple):
     batched: bool  # whether features are computed for all members of an ensemble at once
 
 
-def _parts(probe, method, output, per_layer, n1, n2):
+def _parts(model, probe, method, output, per_layer, x1, x2):
     """The methods that cover all parameters between them."""
     if method == "jacobian":
         return [_jacobian_part(probe, list(probe.sizes), output)]
@@ -228,7 +235,8 @@ def _parts(probe, method, output, per_layer, n1, n2):
     parts = [_layerwise_part(probe, output, per_layer)] if probe.sites else []
     if probe.left:
         size = sum(probe.sizes[name] for name in probe.left)
-        few = min(n1, n2) <= FEW_POINTS and (n1 + n2) * probe.outputs * size >= LARGE_JACOBIAN
+        few = min(len(x1), len(x2)) <= FEW_POINTS and (len(x1) + len(x2)) * probe.outputs * size >= LARGE_JACOBIAN
+        few = few and _obstacle_to_products(model, probe, x1[:1]) is None
         for name, reason in probe.left.items():
             logger.info("%s by %s: %s", name, "vector products" if few else "its Jacobian", reason)
         left = list(probe.left)
@@ -274,18 +282,28 @@ def _vector_product_part(probe, names, output, per_layer):
         x1, x2 = f1["x"], f2["x"]
         flipped = len(x1) < len(x2)
         points, others = (x1, x2) if flipped else (x2, x1)
-        for group in groups:
-            chosen, remaining = _split(params, rest, group)
-            columns = [
-                _push_forward(probe, chosen, remaining, others, gradient)
-                for point in points
-                for gradient in _output_gradients(probe, chosen, remaining, point)
-            ]
-            block = torch.stack(columns, -1).unflatten(-1, (len(points), -1))  # (others, C, points, C)
+        chosen, remaining = _split(params, rest, names)
+        v = torch.randn(len(others), probe.outputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        v = v.to(x1.device, probe.dtype)
+        pulled, push_forward = _pull_and_push(probe, chosen, remaining, others, v)
+        columns = []  # a tensor (groups, others, C) for each point and output
+        for point in points:
+            pull_back = _pull_back(probe, chosen, remaining, point.unsqueeze(0))
+            for direction in torch.eye(probe.outputs, dtype=probe.dtype, device=x1.device):
+                gradient = pull_back(direction.unsqueeze(0))
+                columns.append(torch.stack([push_forward(_only(gradient, group)) for group in groups]))
+                _check_products(v, pulled, gradient, columns[-1].sum(0))
+        stacked = torch.stack(columns, -1).unflatten(-1, (len(points), -1))  # (groups, others, C, points, C)
+        for group, block in zip(groups, stacked, strict=True):
             block = block.permute(2, 3, 0, 1) if flipped else block
             yield group[0], slice(len(x1)), slice(len(x2)), from_full(block, output)
 
     return _Part(features, blocks, batched=False)
+
+
+def _only(gradient, names):
+    """The gradient by the parameters `names`, zero by the others."""
+    return {name: value if name in names else torch.zeros_like(value) for name, value in gradient.items()}
 
 
 def _tiles(model, part, members, x1, x2, chunk):
@@ -300,49 +318,98 @@ def _tiles(model, part, members, x1, x2, chunk):
 
 def _features(model, part, members, x):
     """The features of each of the members."""
+    alone = part.features(*_member(model, members[0]), x)
     if len(members) == 1:
-        return [part.features(*_member(model, members[0]), x)]
-    batched = vmap(part.features, in_dims=(0, 0, None))(*_state(model), x)
-    return [{key: value[s] for key, value in batched.items()} for s in members]
+        return [alone]
+    # Within a vmap over members, that over samples meets PyTorch's rules for two, of which not all are right (`prelu`).
+    try:
+        batched = vmap(part.features, in_dims=(0, 0, None))(*_state(model), x)
+        if all((batched[key][0] - alone[key]).abs().max() <= 1e-3 * alone[key].abs().max() for key in alone):
+            return [{key: value[s] for key, value in batched.items()} for s in members]
+    except RuntimeError as error:
+        logger.info("vmap over members: %s", error)
+    logger.info("members one at a time, as vmap can't run the model over them")
+    return [alone, *(part.features(*_member(model, s), x) for s in members[1:])]
 
 
 def _outputs(probe, params, rest, x):
-    """Outputs (n, C)."""
-    return probe.each(lambda sample: probe.run(params, rest, sample), x)
+    """Outputs (n, C), each sample by itself: what one holds can't depend on the others in the batch."""
+    if probe.obstacle is not None:
+        return torch.stack([probe.run(params, rest, sample) for sample in x])
+    return vmap(lambda sample: probe.run(params, rest, sample))(x)
 
 
 def _jacobian_blocks(probe, params, rest, x, chunk_size=None):
     """The Jacobian (n, C, p) by each of the parameters `params`."""
+    if probe.obstacle is not None:
+        return _jacobian_blocks_one_by_one(probe, params, rest, x)
     blocks = probe.jacobians(lambda p, sample: probe.run(p, rest, sample), params, x, chunk_size)
     return {name: block.reshape(*block.shape[:2], -1) for name, block in blocks.items()}
 
 
+def _jacobian_blocks_one_by_one(probe, params, rest, x):
+    """One sample after the other, one output after the other: slow, but all that can be trained can do this."""
+    params = {name: p.detach().requires_grad_() for name, p in params.items()}
+
+    def gradients(value):
+        if not value.requires_grad:
+            return [torch.zeros_like(p) for p in params.values()]
+        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        return torch.autograd.grad(value, list(params.values()), **options)
+
+    with torch.enable_grad():
+        rows = [[gradients(value) for value in probe.run(params, rest, sample)] for sample in x]
+    return {
+        name: torch.stack([torch.stack([gradient[i].flatten() for gradient in row]) for row in rows])
+        for i, name in enumerate(params)
+    }
+
+
 def _pull_back(probe, params, rest, x):
-    """The function from a direction (n, C) in the outputs to its gradient by the parameters `params`."""
+    """The function v -> J^T v from directions (n, C) to the parameters `params`."""
     pull_back = vjp(lambda p: _outputs(probe, p, rest, x), params)[1]
-    return lambda direction: pull_back(direction)[0]
+    return lambda v: pull_back(v)[0]
 
 
-def _push_forward(probe, params, rest, x, direction):
-    """How the outputs (n, C) change along a direction in the parameters `params`."""
+def _pull_and_push(probe, params, rest, x, v):
+    """J^T v, and the function u -> J u, from the parameters `params` back to (n, C): its derivative by v.
 
-    def outputs(params):
-        return _outputs(probe, params, rest, x)
-
-    if not probe.pads:
-        with suppress(NotImplementedError):  # by an operation without a forward-mode rule
-            return jvp(outputs, (params,), (direction,))[1]
-    # Twice in reverse mode: a pull back is linear, and so its own derivative. The forward mode would also follow the
-    # padding index of an embedding, which training and all other methods here leave alone.
-    value, pull_back = vjp(outputs, params)
-    return vjp(lambda v: pull_back(v)[0], torch.zeros_like(value))[1](direction)[0]
+    The forward mode would be as good if PyTorch's did not differ from what trains a network: it follows parameters
+    under `no_grad`, and the padding index of an embedding.
+    """
+    if probe.hooked:
+        raise ValueError("method: expected a model without hooks on gradients for vector products, got one with")
+    pulled, push_forward = vjp(_pull_back(probe, params, rest, x), v)
+    return pulled, lambda u: push_forward(u)[0]
 
 
-def _output_gradients(probe, params, rest, point):
-    """The gradient of each output at one point, one at a time."""
-    pull_back = _pull_back(probe, params, rest, point.unsqueeze(0))
-    for direction in torch.eye(probe.outputs, dtype=probe.dtype, device=point.device):
-        yield pull_back(direction.unsqueeze(0))
+def _check_products(v, pulled, u, pushed):
+    """Raise unless <v, J u> is <J^T v, u>: not all second derivatives in PyTorch agree with the first."""
+    left, right = (v * pushed).sum(), sum((pulled[name] * u[name]).sum() for name in u)
+    size = v.norm() * pushed.norm() + (_squares(pulled) * _squares(u)).sqrt()
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in (v, *u.values()))
+    rounding = 100 * eps * v.norm() * _squares(u).sqrt()  # of gradients that are zero
+    if not (left - right).abs() <= eps**0.5 * size + rounding:
+        raise ValueError(
+            f"method: expected vector products with <v, J u> = <J^T v, u>, got {left:.6g} and {right:.6g}, since "
+            "PyTorch differentiates an operation of the model wrongly the second time; use the kernel by its Jacobian"
+        )
+
+
+def _squares(gradient):
+    return sum(g.square().sum() for g in gradient.values())
+
+
+def _obstacle_to_products(model, probe, x):
+    """Why there are no vector products on these points, or None."""
+    params, rest = _member(model, 0)
+    try:
+        v = torch.ones(len(x), probe.outputs, dtype=probe.dtype, device=x.device)
+        pulled, push_forward = _pull_and_push(probe, params, rest, x, v)
+        _check_products(v, pulled, pulled, push_forward(pulled))
+    except Exception as error:  # mostly an operation whose derivative has none
+        return str(error)
+    return None
 
 
 def _split(params, rest, names):
@@ -374,11 +441,8 @@ def _over_members(model, function):
 
 
 def _probe(model, x):
-    """What one sample shows about the model; raise unless the output is (n, C) or (n,)."""
-    probe = _layerwise.probe(model, *_member(model, 0), x[:1].clone())
-    if len(probe.output_shape) not in (1, 2) or probe.output_shape[0] != 1:
-        raise ValueError(f"model: expected output (n, C) or (n,), got {probe.output_shape} for n = 1")
-    return probe
+    """What the first sample shows about the model."""
+    return _layerwise.probe(model, *_member(model, 0), x[:1].detach())
 
 
 def _check_model(model):
@@ -392,6 +456,9 @@ def _check_model(model):
                 "statistics, for which the kernel of a pair of points is not defined (it depends on the batch or on "
                 "chance); call model.eval(), and keep track_running_stats=True"
             )
+    for name, p in params.items():
+        if p._backward_hooks:
+            raise ValueError(f"model: expected parameters without hooks on their gradients, but {name} has one")
     return Arguments(("the parameters", next(iter(params.values()))))
 
 

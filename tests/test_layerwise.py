@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ntk_helpers import MLP, empirical_ntk, ntk_vector_product
+from ntk_helpers import MLP, empirical_ntk, linearize, ntk_vector_product
 
 METHODS = ["auto", "jacobian", "vector_product"]
 
@@ -105,7 +105,7 @@ def convolution(draw, x, kind):
     dilation = [
         draw(st.integers(1, 2)) if (k - 1) * 2 < size else 1 for k, size in zip(kernel, x.shape[2:], strict=True)
     ]
-    padding = draw(st.one_of(st.sampled_from(["same", "valid"]), st.tuples(*[st.integers(0, 2)] * axes)))
+    padding = draw(st.one_of(st.sampled_from(["same", "valid"]), st.tuples(*[st.integers(0, 2)] * axes), st.just((1,))))
     stride = 1 if padding == "same" else tuple(draw(st.integers(1, 2)) for _ in range(axes))
     channels = draw(st.integers(1, 4))
     groups = draw(st.sampled_from(divisors(x.shape[1], channels)))
@@ -186,8 +186,9 @@ def networks(draw):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(std=0.7)
+        for name, p in model.named_parameters():
+            scales = p.ndim == 1 and name.endswith("weight")  # after a small one, a norm would magnify the rounding
+            p.uniform_(0.5, 1.5) if scales else p.normal_(std=0.7)
     for p in list(model.parameters())[:-1]:  # the last bias is always trained
         p.requires_grad_(not draw(st.booleans()) or draw(st.booleans()))
     return model, x[:n1], x[n1:]
@@ -367,6 +368,161 @@ def test_what_the_layers_leave_is_exact_and_logged(case, caplog, normal):
     assert_equal_kernels(kernel.reshape(expected.shape), expected)
     if case != "no output axis":
         assert_all_methods_agree(model, x[:4], x[4:])
+
+
+class Does(nn.Module):
+    """Whatever is written down for it, with these modules, parameters and buffers as attributes."""
+
+    def __init__(self, forward, **attributes):
+        super().__init__()
+        self.does = forward
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        return self.does(self, x)
+
+
+def parameter(*shape):
+    return nn.Parameter(torch.randn(shape))
+
+
+def lora(self, x):
+    w = self.w * 2.0
+    w += self.v
+    return F.linear(x, w)
+
+
+def masked(self, x):
+    w = self.w * 1.0
+    w[0, 0] = 0
+    return F.linear(x, w)
+
+
+def frozen_scale(self, x):
+    with torch.no_grad():
+        w = self.w * 0.5
+    return F.linear(x, w) + F.linear(x, self.v) * self.w.abs().mean().detach()
+
+
+def branches(self, x):
+    h = torch.tanh(self.a(x))
+    return self.c(torch.tanh(self.b(h)) if x.sum() < 0 else h)
+
+
+def experts(self, x):
+    return (self.a if self.c(x)[0, 0] > 0 else self.b)(x)
+
+
+def derivative(self, x):
+    return torch.func.vmap(torch.func.grad(lambda z: self.c(torch.tanh(self.a(z))).sum()))(x)
+
+
+def reversed_gradient(self, x):
+    h = self.a(x)
+    if h.requires_grad:
+        h.register_hook(lambda gradient: -2 * gradient)
+    return self.c(torch.tanh(h))
+
+
+def linear_layers():
+    return {"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Linear(3, 2)}
+
+
+def shared_module():
+    layers = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 2)])
+    return Does(lambda self, x: self.head(torch.tanh(self.layers[0](x))), layers=layers, head=layers[1])
+
+
+TRAPS = {
+    "module under two names": shared_module,
+    "low rank update in place": lambda: Does(lora, w=parameter(2, 3), v=parameter(2, 3)),
+    "multiple masked in place": lambda: Does(masked, w=parameter(2, 3)),
+    "multiple without gradient": lambda: Does(frozen_scale, w=parameter(2, 3), v=parameter(2, 3)),
+    "one bias for all": lambda: Does(lambda self, x: F.linear(x, self.w, self.v), w=parameter(2, 3), v=parameter(1)),
+    "a way that depends on the sample": lambda: Does(branches, **linear_layers()),
+    "experts": lambda: Does(experts, **linear_layers()),
+    "derivative of a network": lambda: Does(derivative, **linear_layers()),
+    "in place on the input": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)),
+    "hook on a gradient": lambda: Does(reversed_gradient, **linear_layers()),
+    "output that is a parameter": lambda: Does(lambda self, x: self.w + 0 * x[:, :2], w=parameter(2)),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_traps(trap, normal):
+    torch.manual_seed(0)
+    model, x = TRAPS[trap]().double(), normal(7, 3)
+    parameters, inputs = list(model.parameters()), x.clone()
+    methods = ["auto", "jacobian"] if trap == "hook on a gradient" else METHODS
+    expected = sum(by_autograd(model, inputs.clone(), inputs[:3].clone(), "full").values())
+    for method in methods:
+        for chunk_size in (None, 2):
+            kernel = empirical_ntk(model, x, x[:3], method=method, chunk_size=chunk_size)
+            assert_equal_kernels(kernel, expected)
+    assert torch.equal(x, inputs)
+    assert all(p is q for p, q in zip(model.parameters(), parameters, strict=True))
+
+
+def test_a_module_under_two_names_is_still_one_module(normal):
+    model = shared_module().double()
+    linearize(model)(normal(2, 3))
+    empirical_ntk(model, normal(2, 3))
+    assert model.head is model.layers[1]
+    assert model.head.weight.requires_grad
+    assert model(normal(2, 3)).requires_grad
+
+
+def test_attributes_that_hold_results_are_put_back(normal):
+    def caches(self, x):
+        self.last = self.c(x)
+        return self.last
+
+    model = Does(caches, last=None, **linear_layers()).double()
+    empirical_ntk(model, normal(2, 3))
+    assert model.last is None
+
+
+def test_inputs_that_have_gradients(normal):
+    model, x = MLP(3, 6, 2, 2, seed=0), normal(4, 3).requires_grad_()
+    kernel = empirical_ntk(model, x)
+    assert not kernel.requires_grad
+    torch.testing.assert_close(kernel, empirical_ntk(model, x.detach()), rtol=0, atol=0)
+
+
+def test_second_derivatives_that_are_wrong_are_refused(normal):
+    """In PyTorch 2.13 a layer norm with a bias and no weight has the second derivative zero by its bias."""
+    torch.manual_seed(0)
+    model = Does(lambda self, x: torch.tanh(F.layer_norm(x, (3,), None, self.bias)), bias=parameter(3)).double()
+    x = normal(4, 3)
+    assert_all_methods_agree(model, x, x, methods=["auto", "jacobian", "layerwise"])
+    with pytest.raises(ValueError, match="<v, J u>"):
+        empirical_ntk(model, x, method="vector_product")
+
+
+class Ensemble(nn.Module):
+    """Two linear layers and a PReLU for each of S members."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.ensemble_size = size
+        self.w, self.slope, self.v = parameter(size, 4, 3), parameter(size, 4), parameter(size, 2, 4)
+
+    def forward(self, x):
+        return F.linear(F.prelu(F.linear(x, self.w), self.slope), self.v)
+
+
+def test_an_ensemble_that_vmap_differentiates_wrongly(normal, caplog):
+    """The `prelu` of PyTorch 2.13 again, within a vmap over members: wrong for 4 points, an error for others."""
+    torch.manual_seed(0)
+    model = Ensemble(4).double()
+    for n in (4, 3):
+        x = normal(n, 3)
+        with caplog.at_level(logging.INFO, "ntk_helpers"):
+            kernels = empirical_ntk(model, x)
+        assert any(message.startswith("members one at a time") for message in caplog.messages)
+        for method in METHODS:
+            torch.testing.assert_close(empirical_ntk(model, x, method=method), kernels, rtol=1e-12, atol=1e-12)
 
 
 def test_samples_on_another_axis_of_the_same_size(normal):
@@ -549,16 +705,46 @@ class Noisy(nn.Linear):
         return super().forward(x) + torch.randn(2)
 
 
+class Counting(nn.Linear):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) + self.calls
+
+
+def with_a_hook():
+    model = nn.Linear(3, 2)
+    model.weight.register_hook(lambda gradient: 0 * gradient)
+    return model
+
+
+def with_a_plain_reference():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    weight = [model[0].weight]
+    model.register_forward_hook(lambda module, inputs, out: out + weight[0].sum())
+    return model
+
+
+INTEGERS, FLOATS = torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3)
+
+
 @pytest.mark.parametrize(
     ("model", "x", "message"),
     [
-        (nn.Linear(3, 2), torch.ones(2, 3, dtype=torch.int64), "x1: expected a floating-point dtype, got torch.int64"),
-        (Noisy(3, 2), torch.ones(2, 3), "model: expected no random numbers to be drawn"),
+        (nn.Linear(3, 2), INTEGERS, "x1: expected a floating-point dtype, got torch.int64"),
+        (Noisy(3, 2), FLOATS, "model: expected no random numbers to be drawn"),
+        (Counting(3, 2), FLOATS, "model: expected the same output at every call"),
         (nn.RNN(3, 2, batch_first=True), torch.ones(2, 4, 3), "model: expected a tensor as output, got tuple"),
+        (with_a_hook(), FLOATS, "expected parameters without hooks on their gradients, but weight has one"),
+        (with_a_plain_reference(), FLOATS, "expected its parameters to be used as attributes of modules, got 0.weight"),
+        (nn.Sequential(nn.Embedding(3, 2, max_norm=0.5), nn.Flatten()), INTEGERS, "an embedding without max_norm"),
+        (nn.Sequential(nn.Linear(3, 2), Does(lambda self, x: x + 0j)), FLOATS, "floating-point output, got .*complex"),
     ],
 )
 def test_refusals(model, x, message):
-    state = torch.get_rng_state()
+    state, parameters = torch.get_rng_state(), [p.detach().clone() for p in model.parameters()]
     with pytest.raises((TypeError, ValueError), match=message):
         empirical_ntk(model, x)
     assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, before) for p, before in zip(model.parameters(), parameters, strict=True))
