@@ -1,12 +1,12 @@
 """Gram matrices of gradients, for all pairs of outputs or some, in one layout.
 
 The layout is (b, n1, k, n2, l), with (k, l) the pairs of outputs for the full kernel, and b the outputs paired with
-themselves for its diagonal; what a kernel does not need has size 1. Leading axes, of ensembles, stay in front.
+themselves for its diagonal; what a kernel does not need has size 1.
 """
 
 import torch
 
-STRIP = 2**18
+STRIP = 2**18  # numbers in a strip of a Gram matrix: it stays in the cache
 
 
 def gram(s1, s2, output):
@@ -41,10 +41,10 @@ def from_full(block, output):
 
 
 def arranged(block, output):
-    """From the layout to kernels: (..., n1, n2, C, C) in full, (..., n1, n2, C) for the diagonal, or (..., n1, n2)."""
+    """From the layout to kernels: (n1, n2, C, C) in full, (n1, n2, C) for the diagonal, or (n1, n2) for the trace."""
     if output == "full":
-        return block.squeeze(-5).transpose(-3, -2)
-    diagonal = block.squeeze((-3, -1)).movedim(-3, -1)
+        return block.squeeze(0).transpose(1, 2)
+    diagonal = block.squeeze((2, 4)).movedim(0, -1)
     return diagonal if output == "diagonal" else diagonal.squeeze(-1)
 
 
@@ -61,10 +61,7 @@ def mirrored(kernel, output):
 
 
 def strips(n1, n2, numbers, symmetric):
-    """Slices of rows and columns that cover a tile, or its upper triangle, with `numbers` numbers for a pair of points.
-
-    A strip is no larger than what stays in the cache, and of a triangle there are several.
-    """
+    """Slices of rows and columns that cover a tile, or its upper triangle; `numbers` are computed for a pair of points."""
     rows = max(1, STRIP // (n2 * numbers))
     if symmetric:
         rows = min(rows, max(16, n1 // 8))

@@ -8,7 +8,7 @@ such gradients factorise,
 .. math:: \Theta_W = \sum_{t, u} \langle h_t, h'_u \rangle \langle s_t, s'_u \rangle, \qquad
           \Theta_b = \sum_{t, u} \langle s_t, s'_u \rangle,
 
-so that a forward and a backward pass give the kernel (Novak et al. 2022, section 3.3).
+so that a forward and a backward pass give the kernel ("structured derivatives" in Novak et al. 2022).
 
 The uses of parameters are found where they happen, in the calls of `torch.nn.functional.linear` and the like while the
 model runs on one sample; how its modules are called and nested plays no part. A parameter with one such use, and no

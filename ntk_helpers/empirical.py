@@ -49,8 +49,9 @@ def jacobian(model, x, *, chunk_size=None):
     Raises
     ------
     TypeError, ValueError
-        For inputs that are not finite or do not match the parameters, a model without trainable parameters, one whose
-        output has the wrong shape, and one whose kernel would be meaningless: Dropout or BatchNorm in training mode.
+        For inputs that are not finite or do not match the parameters; a model without trainable parameters, or with
+        hooks on their gradients; one whose output has the wrong shape; and one whose kernel would be meaningless, since
+        it draws random numbers, changes from call to call, or has Dropout or BatchNorm in training mode.
     """
     _check_model(model).inputs("x", x, model)
     _check_chunk_size(chunk_size)
@@ -82,10 +83,10 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
         All pairs of outputs; their trace, the *sum* over a = b (the kernel itself where there is one output); or the
         pairs a = b, each by itself.
     method : {"auto", "layerwise", "jacobian", "vector_product"}
-        "layerwise" multiplies Gram matrices of layers' inputs and sensitivities (Novak et al. 2022, section 3.3), for
-        parameters used once, by a linear layer, a convolution in one or two dimensions, an embedding, or as scale or
-        shift of a layer, group or batch norm. "jacobian" contracts Jacobians; "vector_product" pushes forward the
-        gradients at the points of the smaller side one by one, in no more memory than a few copies of the parameters.
+        "layerwise" multiplies Gram matrices of layers' inputs and sensitivities ("structured derivatives" in Novak et
+        al. 2022), for parameters used once: by a linear layer, a convolution in one or two dimensions, an embedding, or
+        as scale or shift of a layer, group or batch norm. "jacobian" contracts Jacobians; "vector_product" pushes
+        forward the gradients at the points of the smaller side one by one, in the memory of a few copies of the model.
         "auto" is layerwise, and one of the others for just those parameters that have no Gram product: which, and why,
         it tells the logger "ntk_helpers.empirical" at level INFO.
     chunk_size : int, optional
@@ -103,7 +104,8 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     Raises
     ------
     TypeError, ValueError
-        As `jacobian`, naming the argument; for method "layerwise" also where a parameter has no Gram product.
+        As `jacobian`, naming the argument; also for method "layerwise" where a parameter has no Gram product, and for
+        "vector_product" where the model hooks into gradients or PyTorch lacks or mistakes a second derivative.
     """
     _require_one_of("output", output, ["diagonal", "full", "trace"])
     _require_one_of("method", method, ["auto", "jacobian", "layerwise", "vector_product"])
@@ -123,12 +125,8 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     names = probe.sizes if per_layer else ["sum"]
     theta = {name: torch.zeros(size or 1, n1, n2, *pairs, dtype=probe.dtype, device=x1.device) for name in names}
     for part in _parts(model, probe, method, output, per_layer, x1, x1 if x2 is None else x2):
-        for members in [range(size or 1)] if part.batched else [[s] for s in range(size or 1)]:
-            for top, left, f1, f2 in _tiles(model, part, members, x1, x2, chunk_size or max(n1, n2)):
-                for s, g1, g2 in zip(members, f1, f2, strict=True):
-                    for name, rows, columns, block in part.blocks(*_member(model, s), g1, g2):
-                        place = theta[name if per_layer else "sum"][s, top:, left:]
-                        place[rows, columns] += arranged(block, output)
+        for s, name, rows, columns, block in _blocks(model, part, x1, x2, chunk_size or max(n1, n2)):
+            theta[name if per_layer else "sum"][s, rows, columns] += arranged(block, output)
     for name, value in theta.items():
         value = mirrored(value, output) if x2 is None else value
         value = value if probe.has_output_axis else value.reshape(value.shape[:3])
@@ -296,7 +294,7 @@ def _vector_product_part(probe, names, output, per_layer):
         stacked = torch.stack(columns, -1).unflatten(-1, (len(points), -1))  # (groups, others, C, points, C)
         for group, block in zip(groups, stacked, strict=True):
             block = block.permute(2, 3, 0, 1) if flipped else block
-            yield group[0], slice(len(x1)), slice(len(x2)), from_full(block, output)
+            yield group[0], slice(0, len(x1)), slice(0, len(x2)), from_full(block, output)
 
     return _Part(features, blocks, batched=False)
 
@@ -304,6 +302,16 @@ def _vector_product_part(probe, names, output, per_layer):
 def _only(gradient, names):
     """The gradient by the parameters `names`, zero by the others."""
     return {name: value if name in names else torch.zeros_like(value) for name, value in gradient.items()}
+
+
+def _blocks(model, part, x1, x2, chunk):
+    """Blocks (s, name, rows, columns, block) that cover all members' kernels, or where x2 is None their triangles."""
+    size = getattr(model, "ensemble_size", None) or 1
+    for members in [range(size)] if part.batched else [[s] for s in range(size)]:
+        for top, left, f1, f2 in _tiles(model, part, members, x1, x2, chunk):
+            for s, of_rows, of_columns in zip(members, f1, f2, strict=True):
+                for name, rows, columns, block in part.blocks(*_member(model, s), of_rows, of_columns):
+                    yield s, name, _shifted(rows, top), _shifted(columns, left), block
 
 
 def _tiles(model, part, members, x1, x2, chunk):
@@ -314,6 +322,10 @@ def _tiles(model, part, members, x1, x2, chunk):
             on_diagonal = x2 is None and left == top
             f2 = f1 if on_diagonal else _features(model, part, members, (x1 if x2 is None else x2)[left : left + chunk])
             yield top, left, f1, f2
+
+
+def _shifted(rows, by):
+    return slice(rows.start + by, rows.stop + by)
 
 
 def _features(model, part, members, x):

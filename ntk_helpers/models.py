@@ -23,7 +23,7 @@ ACTIVATIONS = {
 class MLP(nn.Module):
     r"""A fully connected network, or an ensemble of them that trains as one.
 
-    In the NTK parameterization (Jacot et al. 2018, section 3) a layer is
+    In the NTK parameterization (Jacot et al. 2018, section 2) a layer is
     :math:`z = (\sigma_w / \sqrt{n_\mathrm{in}}) W h + \sigma_b b` with all entries of :math:`W` and :math:`b`
     drawn from N(0, 1); in the standard one it is :math:`z = W h + b` with :math:`W \sim N(0, \sigma_w^2 /
     n_\mathrm{in})` and :math:`b \sim N(0, \sigma_b^2)`. All layers, the readout included, share `w_std` and `b_std`.
