@@ -14,8 +14,8 @@ the samples, all Jacobians in one matrix that is contracted once, and, for a pro
 runs beside the formulas written down plainly. W1 to W6 are in float32.
 
 Each row runs in a process of its own, on two threads, and may take 16 GiB and two minutes. Times are medians of five
-runs after a warm-up, of fewer where those would last longer than half a minute. MiB is the peak of the process over
-what it held before: interpreter, network and inputs; the last column is that peak itself.
+runs after a first one, of fewer where those would last longer than half a minute, of the first alone where it does. MiB
+is the peak of the process over its peak before, with interpreter, network and inputs; the last column is all of it.
 """
 
 import math
@@ -162,7 +162,7 @@ def measure(prepare, answer):
             run()
             seconds.append(time.perf_counter() - start)
     except (RuntimeError, MemoryError) as error:
-        if "alloc" not in str(error):
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
             raise
         answer.put(f"more than {GIB} GiB")
         return

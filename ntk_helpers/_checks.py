@@ -36,7 +36,7 @@ class Arguments:
         self.like_the_first(name, x, integers=embeds)
 
     def like_the_first(self, name, value, integers=False):
-        """Check only that the values are finite, and of the dtype and device of the arguments before."""
+        """Check only that the values are real, finite, and of the dtype and device of the arguments before."""
         if not (integers or value.is_floating_point()):
             raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
         first_name, first = self.first = self.first or (name, value)
@@ -86,8 +86,7 @@ def require_scales(w_std, b_std, parameterization):
 
 def require_finite(name, value):
     """Raise ValueError where a tensor holds NaN or infinity."""
-    if not torch.isfinite(value).all():
-        bad = int((~torch.isfinite(value)).sum())
+    if bad := int((~torch.isfinite(value)).sum()):
         raise ValueError(f"{name}: expected finite values, got {bad} NaN or infinite of {value.numel()}")
 
 

@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def call(model, state, x):
     """The output of the model with other parameters and buffers, by name; what it writes to the buffers is lost.
 
-    To `torch.func.functional_call` alone a module that is registered under two names is two modules with tied weights,
-    which it mixes up when it puts them back.
+    To `torch.func.functional_call`, a module registered under two names is two modules with tied weights; it then puts
+    back the wrong ones.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
     values = {id(tensor): state[name] for name, tensor in named if name in state}
@@ -72,4 +72,6 @@ def full_precision():
     finally:
         backends.mha.set_fastpath_enabled(fast_attention)
         for operation, precision in lowered:
-            operation.fp32_precision = precision
+            operation.fp32_precision = "none"  # that is, what holds for all operations
+            if operation.fp32_precision != precision:
+                operation.fp32_precision = precision

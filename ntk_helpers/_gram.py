@@ -12,7 +12,7 @@ STRIP = 2**18  # numbers in a strip of a Gram matrix: it stays in the cache
 def gram(s1, s2, output):
     """Inner products over the last axis, (b, G, n1, T, k, n2, U, l), of s1 (n1, C, G, T, O) and s2 (n2, C, G, U, O).
 
-    The trace sums over the outputs C here; groups G and locations T, U are `summed` by the caller, or weighed before.
+    The trace sums over the outputs C here; groups G and locations T, U are `summed` by the caller, or weighted before.
     """
     rows, columns = _OUTPUTS_APART[output](s1), _OUTPUTS_APART[output](s2)
     products = rows.flatten(2, 4) @ columns.flatten(2, 4).mT
@@ -27,8 +27,7 @@ def summed(pairs):
 
 def gradient_gram(g1, g2, output):
     """Inner products of gradients (n1, C, p) and (n2, C, p), strip by strip: triples (rows, columns, block)."""
-    numbers = g1.shape[1] ** 2 if output == "full" else 1
-    for rows, columns in strips(len(g1), len(g2), numbers, symmetric=g1 is g2):
+    for rows, columns in strips(len(g1), len(g2), output_pairs(g1.shape[1], output), symmetric=g1 is g2):
         yield rows, columns, summed(gram(g1[rows, :, None, None], g2[columns, :, None, None], output))
 
 
@@ -60,10 +59,15 @@ def mirrored(kernel, output):
     return kernel.triu() + kernel.triu(1).mT
 
 
+def output_pairs(outputs, output):
+    """How many inner products a pair of points has."""
+    return {"full": outputs**2, "diagonal": outputs, "trace": 1}[output]
+
+
 def strips(n1, n2, numbers, symmetric):
-    """Slices of rows and columns that cover a tile, or its upper triangle; `numbers` are computed for a pair of points."""
+    """Slices of rows and columns that cover a tile, or its upper triangle, each pair taking `numbers` numbers."""
     rows = max(1, STRIP // (n2 * numbers))
-    if symmetric:
+    if symmetric:  # eight strips waste a sixteenth of the square; products of fewer than 16 rows are slow
         rows = min(rows, max(16, n1 // 8))
     for start in range(0, n1, rows):
         yield slice(start, min(start + rows, n1)), slice(start if symmetric else 0, n2)

@@ -1,4 +1,4 @@
-r"""The tangent kernel layer by layer, from Gram products of inputs and sensitivities: no Jacobian is formed.
+r"""The tangent kernel layer by layer, from Gram products of inputs and sensitivities, without the network's Jacobian.
 
 A layer :math:`z_t = W h_t + b` adds to the gradient of an output :math:`\sum_t s_t h_t^\top` for W and
 :math:`\sum_t s_t` for b. The sums go over the layer's locations t (the one row of a vector, the pixels of an image, the
@@ -8,7 +8,8 @@ such gradients factorise,
 .. math:: \Theta_W = \sum_{t, u} \langle h_t, h'_u \rangle \langle s_t, s'_u \rangle, \qquad
           \Theta_b = \sum_{t, u} \langle s_t, s'_u \rangle,
 
-so that a forward and a backward pass give the kernel ("structured derivatives" in Novak et al. 2022).
+so that a forward pass, and a backward pass for each output, give the kernel ("structured derivatives" in Novak et al.
+2022).
 
 The uses of parameters are found where they happen, in the calls of `torch.nn.functional.linear` and the like while the
 model runs on one sample; how its modules are called and nested plays no part. A parameter with one such use, and no
@@ -28,7 +29,7 @@ from torch.func import jacrev, vjp, vmap
 from torch.overrides import TorchFunctionMode
 
 from ntk_helpers._functional import call
-from ntk_helpers._gram import gradient_gram, gram, strips, summed
+from ntk_helpers._gram import gradient_gram, gram, output_pairs, strips, summed
 
 
 class _Linear:
@@ -149,7 +150,7 @@ class Probe:
     left: dict  # the other parameters that are used, and why they have none
     output_shape: tuple  # for a batch of one sample
     dtype: torch.dtype
-    obstacle: str | None  # why vmap can't run and differentiate the model, if it can't
+    obstacle: str | None  # to running all samples at once
     hooked: bool  # whether the model hooks into the gradients of what it computes
 
     @property
@@ -177,8 +178,8 @@ class Probe:
 class _Recorder(TorchFunctionMode):
     """Note every use of the parameters by a layer, and what it was used on.
 
-    With `shifts`, also add them to the layers' outputs: derivatives by the shifts are the sensitivities. Without, the
-    parameters noted are cut from the graph, so that one found in it was used elsewhere too.
+    The parameters noted are cut from the graph: one found in it was used elsewhere too. `shifts` are added to the
+    layers' outputs, so that the derivatives by them are the sensitivities.
     """
 
     def __init__(self, params, shifts=None):
@@ -191,11 +192,13 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         self.hooked |= function is torch.Tensor.register_hook
+        if function in (F.embedding, F.embedding_bag):
+            given = dict(zip(_Embedding.arguments, args, strict=False)) | kwargs  # both, as far as it matters here
+            if given.get("max_norm") is not None or given.get("scale_grad_by_freq"):
+                raise ValueError("model: expected an embedding without max_norm and scale_grad_by_freq, got one with")
         if function in _LAYERS:
             layer = _LAYERS[function]
             given = dict(zip(layer.arguments, args, strict=False)) | kwargs
-            if given.get("max_norm") is not None or given.get("scale_grad_by_freq"):
-                raise ValueError("model: expected an embedding without max_norm and scale_grad_by_freq, got one with")
             known = {role: self._find(given.get(role)) for role in ("weight", "bias")}
             known = {role: found for role, found in known.items() if found}
             if known and layer.applies(given) and not (self.probing and _inside_a_transform(given)):
@@ -211,7 +214,7 @@ class _Recorder(TorchFunctionMode):
         self.known[id(tensor)] = tensor, tensor._version if self.probing else None, name, scale
 
     def _find(self, tensor):
-        """Name and scale of the parameter that the tensor is a multiple of, if it still is, and its gradient too."""
+        """Name and scale of the parameter of which the tensor is a multiple; None once it was written to or cut off."""
         if id(tensor) not in self.known:
             return None
         _, version, name, scale = self.known[id(tensor)]
@@ -282,9 +285,9 @@ def probe(model, params, rest, sample):
         raise ValueError("model: expected the same output at every call, got another at the second; call model.eval()")
     hooked = recorder.hooked or any(m._backward_hooks or m._backward_pre_hooks for m in model.modules())
     if hooked:
-        obstacle = "it hooks into gradients"
+        obstacle = "the model hooks into gradients"
     if obstacle is not None:  # then the way may also depend on the sample
-        left = dict.fromkeys(params, "vmap can't run the model")
+        left = dict.fromkeys(params, f"samples one at a time, as {obstacle}")
     sites = [site.without(left) for site in recorder.sites]
     sizes = {name: p.numel() for name, p in params.items()}
     found = [site for site in sites if site.names]
@@ -306,24 +309,22 @@ def _check_output(out):
 
 
 def _run_by_vmap(model, leaves, rest, sample):
-    """Why vmap can't run and differentiate the model, or None; and the output of one sample."""
-    smallest = min(leaves, key=lambda name: leaves[name].numel())
-    params = {name: p.detach() for name, p in leaves.items()}
+    """The obstacle to running the model by vmap and back to its first parameter, or None; the output of one sample."""
+    params, first = {name: p.detach() for name, p in leaves.items()}, next(iter(leaves))
 
     def outputs(x):
-        def by_one(p):
-            return call(model, params | rest | {smallest: p}, x.unsqueeze(0).clone())
+        def by_first(p):
+            return call(model, params | rest | {first: p}, x.unsqueeze(0).clone())
 
-        value, pull_back = vjp(by_one, params[smallest])
+        value, pull_back = vjp(by_first, params[first])
         return value, pull_back(torch.ones_like(value))
 
     try:
         return None, vmap(outputs)(sample)[0].squeeze(0)
-    except (
-        Exception
-    ) as error:  # alone, the model ran: it writes in place, decides by the data, lacks a rule of vmap's...
+    # Alone, the model ran: it writes in place, decides by the data, lacks a rule of vmap's...
+    except Exception as error:
         with torch.enable_grad():
-            return str(error), call(model, leaves | rest, sample.clone()).detach()
+            return f"vmap can't run the model: {error}", call(model, leaves | rest, sample.clone()).detach()
 
 
 def features(probe, params, rest, x):
@@ -345,19 +346,19 @@ def blocks(site, features1, features2, output, per_layer):
     """The kernel of the parameters at one site, strip by strip: (name, rows, columns, block), laid out as `_gram` says.
 
     Either the Gram matrices of inputs and of sensitivities are formed over all pairs of locations, or the gradients of
-    the layer's weights themselves: whichever takes fewer multiplications. Unless `per_layer`, weight and bias together.
+    the layer's weights themselves: whichever takes fewer multiplications.
     """
     same = features2 is features1
     a1, s1 = site.locations(features1)
     a2, s2 = (a1, s1) if same else site.locations(features2)
     if _fewer_by_locations(site, a1, s1, s2, output):
-        numbers = s1.shape[2] * s1.shape[3] * s2.shape[3] * (s1.shape[1] ** 2 if output == "full" else 1)
+        numbers = s1.shape[2] * s1.shape[3] * s2.shape[3] * output_pairs(s1.shape[1], output)
         for rows, columns in strips(len(s1), len(s2), numbers, symmetric=same):
             pairs = gram(s1[rows], s2[columns], output)
             factors = {"weight": site.scales["weight"] ** 2 * _input_gram(a1[rows], a2[columns], pairs.dtype)}
             if "bias" in site.names:
                 factors["bias"] = site.scales["bias"] ** 2
-            if not per_layer:
+            if not per_layer:  # one pass over the pairs instead of two
                 factors = {"weight": sum(factors.values())}
             for role, factor in factors.items():
                 yield site.names[role], rows, columns, summed(pairs * factor)
@@ -402,11 +403,15 @@ def _fewer_by_locations(site, a1, s1, s2, output):
 @contextmanager
 def _no_random_numbers(device):
     """Raise ValueError if any were drawn inside, from the global generators; leave those as they were."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
-        before = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if cuda else [])]
+    cuda = [device] if device.type == "cuda" else []
+
+    def states():
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, cuda)]
+
+    with torch.random.fork_rng(cuda):
+        before = states()
         yield
-        after = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if cuda else [])]
+        after = states()
     if not all(map(torch.equal, before, after)):
         raise ValueError("model: expected no random numbers to be drawn, but it drew some; call model.eval()")
 

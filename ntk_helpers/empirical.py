@@ -8,6 +8,7 @@ computes member s when called with slice s of them; it maps ``(n, ...)`` to ``(S
 import copy
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,8 @@ def jacobian(model, x, *, chunk_size=None):
     """
     _check_model(model).inputs("x", x, model)
     _check_chunk_size(chunk_size)
-    probe, x = _probe(model, x), x.detach()
+    x = x.detach()
+    probe = _probe(model, x)
 
     def flat(params, rest, _):
         j = torch.cat(list(_jacobian_blocks(probe, params, rest, x, chunk_size).values()), dim=-1)
@@ -105,7 +107,9 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     ------
     TypeError, ValueError
         As `jacobian`, naming the argument; also for method "layerwise" where a parameter has no Gram product, and for
-        "vector_product" where the model hooks into gradients or PyTorch lacks or mistakes a second derivative.
+        "vector_product" where the model hooks into gradients or PyTorch mistakes a second derivative.
+    RuntimeError
+        From PyTorch, for method "vector_product", where it lacks a second derivative.
     """
     _require_one_of("output", output, ["diagonal", "full", "trace"])
     _require_one_of("method", method, ["auto", "jacobian", "layerwise", "vector_product"])
@@ -119,12 +123,12 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     _check_chunk_size(chunk_size)
 
     x1, x2 = x1.detach(), None if x2 is None else x2.detach()
-    probe, size = _probe(model, x1), getattr(model, "ensemble_size", None)
-    n1, n2 = len(x1), len(x1 if x2 is None else x2)
+    probe, size, others = _probe(model, x1), _size(model), x1 if x2 is None else x2
+    n1, n2 = len(x1), len(others)
     pairs = {"full": 2, "diagonal": 1, "trace": 0}[output] * (probe.outputs,)
     names = probe.sizes if per_layer else ["sum"]
     theta = {name: torch.zeros(size or 1, n1, n2, *pairs, dtype=probe.dtype, device=x1.device) for name in names}
-    for part in _parts(model, probe, method, output, per_layer, x1, x1 if x2 is None else x2):
+    for part in _parts(probe, method, output, per_layer, x1, others):
         for s, name, rows, columns, block in _blocks(model, part, x1, x2, chunk_size or max(n1, n2)):
             theta[name if per_layer else "sum"][s, rows, columns] += arranged(block, output)
     for name, value in theta.items():
@@ -156,12 +160,13 @@ def ntk_vector_product(model, x, v):
 
     Raises
     ------
-    TypeError, ValueError
-        As `jacobian`, naming the argument.
+    TypeError, ValueError, RuntimeError
+        As `empirical_ntk` with method "vector_product".
     """
     arguments = _check_model(model)
     arguments.inputs("x", x, model)
-    probe, size, x = _probe(model, x), getattr(model, "ensemble_size", None), x.detach()
+    x = x.detach()
+    probe, size = _probe(model, x), _size(model)
     arguments.tensor("v", v, " ".join(map(str, [*([size] if size else []), len(x), *probe.output_shape[1:]])))
 
     def product(params, rest, s):
@@ -189,8 +194,13 @@ def linearize(model):
 
     Raises
     ------
-    ValueError
-        For a model without trainable parameters, or with Dropout or BatchNorm in training mode.
+    TypeError, ValueError
+        As `jacobian`, where the model alone is at fault.
+
+    Notes
+    -----
+    The derivative is that of PyTorch's forward mode, which unlike training follows parameters under `no_grad`, and the
+    padding index of an embedding.
     """
     _check_model(model)
     return _Linearized(model)
@@ -203,7 +213,7 @@ class _Linearized(nn.Module):
         self.origin = nn.Module()
         for name, value in _state(model)[0].items():
             self.origin.register_buffer(name.replace(".", "/"), value.clone())
-        self.ensemble_size = getattr(model, "ensemble_size", None)
+        self.ensemble_size = _size(model)
 
     def forward(self, x):
         origin = {name.replace("/", "."): value for name, value in self.origin.named_buffers()}
@@ -219,9 +229,10 @@ class _Part(NamedTuple):
     features: Callable  # (params, rest, x) to all that the method keeps of a chunk of points: a dict of tensors
     blocks: Callable  # (params, rest, features, features) to tuples (name, rows, columns, block), laid out by `_gram`
     batched: bool  # whether features are computed for all members of an ensemble at once
+    name: str
 
 
-def _parts(model, probe, method, output, per_layer, x1, x2):
+def _parts(probe, method, output, per_layer, x1, x2):
     """The methods that cover all parameters between them."""
     if method == "jacobian":
         return [_jacobian_part(probe, list(probe.sizes), output)]
@@ -231,30 +242,25 @@ def _parts(model, probe, method, output, per_layer, x1, x2):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in probe.left.items())
         raise ValueError(f'method: expected parameters that have Gram products for "layerwise", got {reasons}')
     parts = [_layerwise_part(probe, output, per_layer)] if probe.sites else []
-    if probe.left:
-        size = sum(probe.sizes[name] for name in probe.left)
-        few = min(len(x1), len(x2)) <= FEW_POINTS and (len(x1) + len(x2)) * probe.outputs * size >= LARGE_JACOBIAN
-        few = few and _obstacle_to_products(model, probe, x1[:1]) is None
+    if left := list(probe.left):
+        size = sum(probe.sizes[name] for name in left)
+        worth_it = min(len(x1), len(x2)) <= FEW_POINTS and (len(x1) + len(x2)) * probe.outputs * size >= LARGE_JACOBIAN
+        if worth_it and _obstacle_to_products(probe, left, x1[:1]) is None:
+            parts.append(_vector_product_part(probe, left, output, per_layer))
+        else:
+            parts.append(_jacobian_part(probe, left, output))
         for name, reason in probe.left.items():
-            logger.info("%s by %s: %s", name, "vector products" if few else "its Jacobian", reason)
-        left = list(probe.left)
-        parts.append(
-            _vector_product_part(probe, left, output, per_layer) if few else _jacobian_part(probe, left, output)
-        )
-    if probe.obstacle is not None:
-        logger.info("samples one at a time, as vmap can't run the model: %s", probe.obstacle)
+            logger.info("%s by %s: %s", name, parts[-1].name, reason)
     return parts
 
 
 def _layerwise_part(probe, output, per_layer):
-    def features(params, rest, x):
-        return _layerwise.features(probe, params, rest, x)
-
     def blocks(params, rest, f1, f2):
         for site in probe.sites:
             yield from _layerwise.blocks(site, f1, f2, output, per_layer)
 
-    return _Part(features, blocks, batched=sum(probe.sizes.values()) <= SMALL_NETWORK)
+    small = sum(probe.sizes.values()) <= SMALL_NETWORK
+    return _Part(partial(_layerwise.features, probe), blocks, batched=small, name="Gram products")
 
 
 def _jacobian_part(probe, names, output):
@@ -266,7 +272,7 @@ def _jacobian_part(probe, names, output):
             for rows, columns, block in gradient_gram(j1[name], j2[name], output):
                 yield name, rows, columns, block
 
-    return _Part(features, blocks, batched=False)
+    return _Part(features, blocks, batched=False, name="its Jacobian")
 
 
 def _vector_product_part(probe, names, output, per_layer):
@@ -296,7 +302,7 @@ def _vector_product_part(probe, names, output, per_layer):
             block = block.permute(2, 3, 0, 1) if flipped else block
             yield group[0], slice(0, len(x1)), slice(0, len(x2)), from_full(block, output)
 
-    return _Part(features, blocks, batched=False)
+    return _Part(features, blocks, batched=False, name="vector products")
 
 
 def _only(gradient, names):
@@ -306,7 +312,7 @@ def _only(gradient, names):
 
 def _blocks(model, part, x1, x2, chunk):
     """Blocks (s, name, rows, columns, block) that cover all members' kernels, or where x2 is None their triangles."""
-    size = getattr(model, "ensemble_size", None) or 1
+    size = _size(model) or 1
     for members in [range(size)] if part.batched else [[s] for s in range(size)]:
         for top, left, f1, f2 in _tiles(model, part, members, x1, x2, chunk):
             for s, of_rows, of_columns in zip(members, f1, f2, strict=True):
@@ -316,11 +322,12 @@ def _blocks(model, part, x1, x2, chunk):
 
 def _tiles(model, part, members, x1, x2, chunk):
     """Corners and features (top, left, f1, f2) that cover the kernel, or its upper triangle where x2 is None."""
+    others, symmetric = (x1, True) if x2 is None else (x2, False)
     for top in range(0, len(x1), chunk):
         f1 = _features(model, part, members, x1[top : top + chunk])
-        for left in range(top if x2 is None else 0, len(x1 if x2 is None else x2), chunk):
-            on_diagonal = x2 is None and left == top
-            f2 = f1 if on_diagonal else _features(model, part, members, (x1 if x2 is None else x2)[left : left + chunk])
+        for left in range(top if symmetric else 0, len(others), chunk):
+            same = symmetric and left == top
+            f2 = f1 if same else _features(model, part, members, others[left : left + chunk])
             yield top, left, f1, f2
 
 
@@ -339,8 +346,8 @@ def _features(model, part, members, x):
         if all((batched[key][0] - alone[key]).abs().max() <= 1e-3 * alone[key].abs().max() for key in alone):
             return [{key: value[s] for key, value in batched.items()} for s in members]
     except RuntimeError as error:
-        logger.info("vmap over members: %s", error)
-    logger.info("members one at a time, as vmap can't run the model over them")
+        logger.info("vmap over the members: %s", error)
+    logger.info("members one at a time, as vmap over them fails or is wrong")
     return [alone, *(part.features(*_member(model, s), x) for s in members[1:])]
 
 
@@ -390,7 +397,7 @@ def _pull_and_push(probe, params, rest, x, v):
     under `no_grad`, and the padding index of an embedding.
     """
     if probe.hooked:
-        raise ValueError("method: expected a model without hooks on gradients for vector products, got one with")
+        raise ValueError("model: expected no hooks on gradients for vector products, got some")
     pulled, push_forward = vjp(_pull_back(probe, params, rest, x), v)
     return pulled, lambda u: push_forward(u)[0]
 
@@ -403,8 +410,8 @@ def _check_products(v, pulled, u, pushed):
     rounding = 100 * eps * v.norm() * _squares(u).sqrt()  # of gradients that are zero
     if not (left - right).abs() <= eps**0.5 * size + rounding:
         raise ValueError(
-            f"method: expected vector products with <v, J u> = <J^T v, u>, got {left:.6g} and {right:.6g}, since "
-            "PyTorch differentiates an operation of the model wrongly the second time; use the kernel by its Jacobian"
+            f"model: expected vector products with <v, J u> = <J^T v, u>, got {left:.6g} and {right:.6g}, since "
+            'PyTorch takes a second derivative wrongly; empirical_ntk(method="jacobian") does without'
         )
 
 
@@ -412,9 +419,9 @@ def _squares(gradient):
     return sum(g.square().sum() for g in gradient.values())
 
 
-def _obstacle_to_products(model, probe, x):
-    """Why there are no vector products on these points, or None."""
-    params, rest = _member(model, 0)
+def _obstacle_to_products(probe, names, x):
+    """Why there are no vector products with these parameters on these points, or None."""
+    params, rest = _split(*_member(probe.model, 0), names)
     try:
         v = torch.ones(len(x), probe.outputs, dtype=probe.dtype, device=x.device)
         pulled, push_forward = _pull_and_push(probe, params, rest, x, v)
@@ -437,24 +444,29 @@ def _state(model):
     return params, frozen | dict(model.named_buffers())
 
 
+def _size(model):
+    """How many members the ensemble has; None for a single network."""
+    return getattr(model, "ensemble_size", None)
+
+
 def _member(model, s):
     """The state of member s; of the model itself, unless that is an ensemble."""
     state = _state(model)
-    if getattr(model, "ensemble_size", None) is None:
+    if _size(model) is None:
         return state
     return tuple({name: value[s] for name, value in part.items()} for part in state)
 
 
 def _over_members(model, function):
     """The function of (params, rest, s) for the model, or stacked over an ensemble's members s."""
-    size = getattr(model, "ensemble_size", None)
+    size = _size(model)
     results = [function(*_member(model, s), s) for s in range(size or 1)]
     return results[0] if size is None else torch.stack(results)
 
 
 def _probe(model, x):
     """What the first sample shows about the model."""
-    return _layerwise.probe(model, *_member(model, 0), x[:1].detach())
+    return _layerwise.probe(model, *_member(model, 0), x[:1])
 
 
 def _check_model(model):
@@ -464,9 +476,9 @@ def _check_model(model):
         batchwise = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
         if batchwise or (isinstance(module, _DropoutNd) and module.training):
             raise ValueError(
-                f"model: {name or 'the module'} is a {type(module).__name__} in training mode or without running "
-                "statistics, for which the kernel of a pair of points is not defined (it depends on the batch or on "
-                "chance); call model.eval(), and keep track_running_stats=True"
+                f"model: expected modules in eval mode, with running statistics, got {name or 'the model itself'}, a "
+                f"{type(module).__name__} in training mode or without running statistics: the kernel of a pair of "
+                "points would depend on the batch or on chance; call model.eval(), and keep track_running_stats=True"
             )
     for name, p in params.items():
         if p._backward_hooks:

@@ -80,7 +80,7 @@ class MLP(nn.Module):
         if not seeds:
             raise ValueError("seeds: expected at least one seed, got none")
         for value in seeds:
-            require_integer("seed", value, at_least=0)
+            require_integer("seed" if single else "seeds", value, at_least=0)
 
         self.activation = _activation(activation)
         self.d_in, self.ensemble_size = d_in, None if single else len(seeds)

@@ -215,7 +215,7 @@ BROKEN.weights[0].data[0, 0] = torch.nan
         ((NET, X), {"chunk_size": 2.0}, "chunk_size: expected an int, got float"),
         ((torch.relu, X), {}, "model: expected a torch.nn.Module, got builtin_function_or_method"),
         ((nn.ReLU(), X), {}, "model: expected trainable parameters, got none"),
-        ((nn.Sequential(nn.Linear(3, 2), nn.Dropout()).double(), X), {}, "1 is a Dropout in training mode"),
+        ((nn.Sequential(nn.Linear(3, 2), nn.Dropout()).double(), X), {}, "got 1, a Dropout in training mode"),
         ((nn.BatchNorm1d(3).double(), X), {}, "BatchNorm1d in training mode"),
         (
             (nn.BatchNorm1d(3, track_running_stats=False).double().eval(), X),

@@ -71,7 +71,7 @@ def test_draws_do_not_depend_on_dtype_and_leave_the_global_generator_alone():
         ({"seeds": [1, 2]}, "seed, seeds: expected exactly one"),
         ({"seed": None}, "seed, seeds: expected exactly one"),
         ({"seed": 1.5}, "seed: expected an int, got float"),
-        ({"seed": None, "seeds": [0, -1]}, "seed: expected at least 0, got -1"),
+        ({"seed": None, "seeds": [0, -1]}, "seeds: expected at least 0, got -1"),
         ({"seed": None, "seeds": []}, "seeds: expected at least one seed, got none"),
     ],
 )
