@@ -3,7 +3,14 @@
 from ntk_helpers.analytic import Kernels, kernels, nngp_kernel, ntk_kernel
 from ntk_helpers.empirical import empirical_ntk, jacobian, linearize, ntk_vector_product
 from ntk_helpers.models import MLP
-from ntk_helpers.regression import flatten_outputs, gradient_flow, kernel_ridge, max_learning_rate
+from ntk_helpers.regression import (
+    ensemble_law,
+    flatten_outputs,
+    gradient_descent,
+    gradient_flow,
+    kernel_ridge,
+    max_learning_rate,
+)
 from ntk_helpers.training import DivergenceError, TrainingRecord, train
 
 __all__ = [
@@ -12,7 +19,9 @@ __all__ = [
     "Kernels",
     "TrainingRecord",
     "empirical_ntk",
+    "ensemble_law",
     "flatten_outputs",
+    "gradient_descent",
     "gradient_flow",
     "jacobian",
     "kernel_ridge",

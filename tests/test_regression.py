@@ -7,12 +7,19 @@ import torch
 from ntk_helpers import (
     MLP,
     empirical_ntk,
+    ensemble_law,
     flatten_outputs,
+    gradient_descent,
     gradient_flow,
     jacobian,
     kernel_ridge,
+    kernels,
+    linearize,
     max_learning_rate,
+    train,
 )
+
+NNGP, Y_LONG = torch.eye(5, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
 
 
 def arrays(reference, case, *names):
@@ -173,6 +180,146 @@ class TestGradientFlow:
         rows = torch.tensor([0, 0])
         flow = gradient_flow(problem["k"][rows][:, rows], torch.tensor([1.0, 3.0], dtype=torch.float64))
         torch.testing.assert_close(flow(math.inf), torch.full((2,), 2.0, dtype=torch.float64))
+
+
+class TestGradientDescent:
+    @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+    def test_step_by_step(self, problem, momentum):
+        """Heavy ball as in torch.optim.SGD, on training and test points, over rates below and above monotone ones."""
+        k, y, f0, k_test, f0_test = (problem[key] for key in ("k", "y", "f0", "k_test", "f0_test"))
+        both, size = torch.cat([k, k_test]), y.numel()
+        for fraction in (0.01, 0.4, 0.99):
+            rate = fraction * (1 + momentum) * 2 * size / torch.linalg.eigvalsh(k)[-1].item()
+            descent = gradient_descent(k, y, learning_rate=rate, momentum=momentum, f0_train=f0)
+            f, velocity, path = torch.cat([f0, f0_test]), 0.0, []
+            for _ in range(501):
+                path.append(f)
+                velocity = momentum * velocity + both @ (f[:12] - y) / size
+                f = f - rate * velocity
+            for steps in (0, 1, 2, 50, 500):
+                torch.testing.assert_close(descent(steps), path[steps][:12], rtol=1e-10, atol=1e-11)
+                torch.testing.assert_close(descent(steps, k_test, f0_test), path[steps][12:], rtol=1e-10, atol=1e-11)
+
+    def test_a_trained_linear_model(self, normal):
+        """Of several outputs, all pairs of which have a kernel: `linearize`, trained for 300 steps."""
+        net, x, y = MLP(3, 8, 1, 2, seed=0), normal(6, 3), normal(6, 2)
+        k, model = flatten_outputs(empirical_ntk(net, x)), linearize(net)
+        rate = 0.9 * max_learning_rate(k).item()
+        descent = gradient_descent(k, y.flatten(), learning_rate=rate, f0_train=net(x).detach().flatten())
+        train(model, x, y, learning_rate=rate, steps=300)
+        torch.testing.assert_close(descent(300), model(x).detach().flatten(), rtol=1e-10, atol=1e-10)
+
+    def test_small_steps_follow_the_flow(self, problem):
+        k, y, k_test = problem["k"], problem["y"], problem["k_test"]
+        flow = gradient_flow(k, y)(3.0, k_test)
+        errors = [
+            (gradient_descent(k, y, learning_rate=3.0 / steps)(steps, k_test) - flow).abs().max().item()
+            for steps in (100, 1000)
+        ]
+        assert 9 < errors[0] / errors[1] < 11  # the method is of first order
+
+    def test_many_steps_interpolate(self, problem):
+        k, y, k_test = problem["k"], problem["y"], problem["k_test"]
+        descent = gradient_descent(k, y, learning_rate=0.5 * 24 / torch.linalg.eigvalsh(k)[-1].item(), momentum=0.9)
+        torch.testing.assert_close(descent(10**6), y, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(descent(10**6, k_test), kernel_ridge(k, y, 0.0)(k_test), rtol=1e-7, atol=1e-7)
+
+    def test_several_numbers_of_steps_and_ensembles(self, problem):
+        k, y, k_test = problem["k"], problem["y"], problem["k_test"]
+        kernels, tests = torch.stack([k, 2 * k]), torch.stack([k_test, 2 * k_test])
+        batch = gradient_descent(kernels, y, learning_rate=1.0)([0, 3, 20], tests)
+        assert batch.shape == (3, 2, 5, 2)
+        for s in range(2):
+            single = gradient_descent(kernels[s], y, learning_rate=1.0)
+            torch.testing.assert_close(batch[2, s], single(20, tests[s]))
+        assert torch.equal(batch[0], torch.zeros(2, 5, 2, dtype=torch.float64))
+
+    def test_singular_and_zero_kernels_stay_finite(self, problem):
+        rows = torch.arange(24) % 12
+        k, y, k_test = problem["k"][rows][:, rows], problem["y"][rows], problem["k_test"][:, rows]
+        once = gradient_descent(problem["k"], problem["y"], learning_rate=1.0)
+        doubled = gradient_descent(k, y, learning_rate=1.0)
+        torch.testing.assert_close(doubled(10**5, k_test), once(10**5, problem["k_test"]), rtol=1e-7, atol=1e-8)
+        still = gradient_descent(torch.zeros_like(k), y, learning_rate=1e9)
+        assert torch.equal(still(100), torch.zeros_like(y))
+
+    @pytest.mark.parametrize(
+        ("options", "steps", "message"),
+        [
+            ({"learning_rate": 6.0}, 1, "learning_rate: expected below 6, where descent diverges, got 6.0"),
+            ({"learning_rate": 9.0, "momentum": 0.5}, 1, "learning_rate: expected below 9, where descent diverges"),
+            ({"learning_rate": 0.0}, 1, "learning_rate: expected a positive finite number, got 0.0"),
+            ({"learning_rate": 1.0, "momentum": 1.0}, 1, "momentum: expected a number below 1, got 1.0"),
+            ({"learning_rate": 1.0, "momentum": -0.1}, 1, "momentum: expected a finite number, zero or above"),
+            ({"learning_rate": 1.0}, 1.5, "steps: expected an integer or a sequence of integers, got 1.5"),
+            ({"learning_rate": 1.0}, "a", "steps: expected an integer or a sequence of integers, got 'a'"),
+            ({"learning_rate": 1.0}, [1, -1], "steps: expected .* zero or above"),
+        ],
+    )
+    def test_refusals(self, options, steps, message):
+        with pytest.raises((TypeError, ValueError), match=message):
+            gradient_descent(EYE, Y, **options)(steps)
+
+
+class TestEnsembleLaw:
+    @pytest.mark.parametrize("kind", ["nngp", "ntk"])
+    @pytest.mark.parametrize("case", range(5))
+    def test_against_the_reference(self, reference, case, kind):
+        config = json.loads(str(reference[f"pred{case}_config"]))
+        y, mean, covariance = arrays(reference, case, "y_train", f"ens_{kind}_mean", f"ens_{kind}_cov")
+        joint = {}
+        for name in ("nngp", "ntk"):
+            dd, td, tt = arrays(reference, case, f"k_dd_{name}", f"k_td_{name}", f"k_tt_{name}")
+            joint[name] = torch.cat([torch.cat([dd, td.T], 1), torch.cat([td, tt], 1)])
+        ridge, n = config["diag_reg"], len(y)
+        if not config["diag_reg_absolute_scale"]:
+            ridge *= joint[kind][:n, :n].diagonal().mean().item()
+        law = ensemble_law(y, joint["nngp"], joint["ntk"] if kind == "ntk" else None, ridge=ridge)
+        times = torch.from_numpy(reference["ens_t"])
+        computed = law(times)
+        assert (computed.mean - mean).abs().max() <= 1e-9 * mean.abs().max()
+        assert (computed.covariance - covariance).abs().max() <= 1e-9 * joint["nngp"].abs().max()
+        for single, t in zip(computed.covariance, times, strict=True):
+            torch.testing.assert_close(law(t).covariance, single)
+            assert torch.equal(single, single.mT)
+            assert torch.linalg.eigvalsh(single)[0] > -1e-12 * joint["nngp"].abs().max()
+
+    def test_between_the_prior_and_the_posterior(self, normal):
+        x, y = normal(9, 3), normal(6)
+        k = kernels(x, depth=2, b_std=0.1)
+        for ntk in (None, k.ntk):
+            start = ensemble_law(y, k.nngp, ntk)(0.0)
+            assert torch.equal(start.mean, torch.zeros(3, dtype=torch.float64))
+            torch.testing.assert_close(start.covariance, k.nngp[6:, 6:])
+        end = ensemble_law(y, k.nngp)(math.inf)
+        posterior = k.nngp[6:, 6:] - kernel_ridge(k.nngp[:6, :6], k.nngp[:6, 6:], 0.0)(k.nngp[6:, :6])
+        torch.testing.assert_close(end.covariance, posterior)
+        torch.testing.assert_close(end.mean, kernel_ridge(k.nngp[:6, :6], y, 0.0)(k.nngp[6:, :6]))
+
+    def test_against_trained_networks(self, normal):
+        """1,000 networks of width 256, their mean and spread: to three standard errors, and what width leaves."""
+        x, y, t, members = normal(5, 2), normal(3), 6.0, 1000
+        k = kernels(x, depth=1, b_std=0.1, activation="erf")
+        law = ensemble_law(y, k.nngp, k.ntk)(t)
+        net = MLP(2, 256, 1, b_std=0.1, activation="erf", seeds=range(members))
+        train(net, x[:3], y.unsqueeze(1), learning_rate=0.1, steps=60)
+        f = net(x[3:]).detach().squeeze(-1)
+        error = law.covariance.diagonal().sqrt() / members**0.5
+        assert ((f.mean(0) - law.mean).abs() < 3 * error + 0.01).all()
+        torch.testing.assert_close(f.T.cov(), law.covariance, rtol=0.15, atol=0.02)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((Y_LONG, NNGP[:3, :3]), r"nngp: expected shape \(N, N\), N > 3, got \(3, 3\)"),
+            ((Y_LONG, NNGP, NNGP[:4, :4]), r"ntk: expected shape"),
+            ((Y_LONG.float(), NNGP), "nngp: expected torch.float32, the dtype of y_train"),
+            ((Y_LONG, -NNGP), "k_train_train: expected a positive semi-definite matrix"),
+        ],
+    )
+    def test_refusals(self, arguments, message):
+        with pytest.raises((TypeError, ValueError), match=message):
+            ensemble_law(*arguments)
 
 
 class TestMaxLearningRate:
