@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from ntk_helpers._checks import Arguments, require_non_negative, require_positive
@@ -290,8 +291,8 @@ def ensemble_law(y_train, nngp, ntk=None, *, ridge=0.0):
 
     The initial functions are Gaussian with covariance K, the NNGP kernel, and each follows the flow of `gradient_flow`
     with the kernel :math:`\Theta`, which is linear: :math:`f_t(x) = f_0(x) + \Theta(x, X) B (y - f_0(X))`, with
-    :math:`B = \tilde\Theta^{-1} (1 - e^{-t \tilde\Theta / (nC)})` (Lee et al. 2019, equations 14 and 15, there for half
-    the *sum* of squares). Where the readout alone is trained, the kernel of the flow is K itself.
+    :math:`B = \tilde\Theta^{-1} (1 - e^{-t \tilde\Theta / (nC)})` (Lee et al. 2019, section 2.2, there for half the *sum*
+    of squares). Where the readout alone is trained, the kernel of the flow is K itself.
 
     Parameters
     ----------
@@ -332,13 +333,17 @@ def ensemble_law(y_train, nngp, ntk=None, *, ridge=0.0):
     return EnsembleLaw(flow, kernel[n:, :n], root[:n], root[n:])
 
 
-def max_learning_rate(kernel):
+def max_learning_rate(kernel, like=None):
     r"""Learning rate at which gradient descent on half the mean square error becomes unstable, :math:`2 N / \lambda_1`.
 
     Parameters
     ----------
-    kernel : Tensor (N, N) or (S, N, N)
+    kernel : Tensor (N, N) or (S, N, N), or callable
         Kernel of all N = n C residuals: of the n points for one output; for more, `flatten_outputs` of the full one.
+        Or, where that is too large, the function v -> K v, for example ``lambda v: ntk_vector_product(model, x, v)``,
+        whose largest eigenvalue is then found by the Lanczos method (of ARPACK, in `scipy.sparse.linalg.eigsh`).
+    like : Tensor, optional
+        Given exactly where `kernel` is a function: of the shape, dtype and device of v, such as the targets.
 
     Returns
     -------
@@ -349,10 +354,29 @@ def max_learning_rate(kernel):
     Raises
     ------
     TypeError, ValueError
-        For a kernel that is not a finite symmetric matrix.
+        For a kernel that is not a finite symmetric matrix, and `like` without need or missing.
     """
+    if callable(kernel) != (like is not None):
+        raise ValueError(f"like: expected a tensor where kernel is a function, and only there, got {like!r}")
+    if callable(kernel):
+        return 2 * like.numel() / _largest_eigenvalue(kernel, like).clamp_min(0)
     _check_kernel(Arguments(), "kernel", kernel, "N")
     return 2 * kernel.shape[-1] / torch.linalg.eigvalsh(kernel)[..., -1].clamp_min(0)
+
+
+def _largest_eigenvalue(product, like):
+    """Of a symmetric operator on tensors of the shape, dtype and device of `like`."""
+
+    def on_array(v):
+        return product(torch.from_numpy(v).to(like).reshape(like.shape)).detach().cpu().numpy().reshape(-1)
+
+    size, generator = like.numel(), torch.Generator().manual_seed(0)
+    start = torch.randn(size, generator=generator, dtype=torch.float64).to(like).cpu().numpy()
+    image = on_array(start)
+    if size == 1 or not image.any():  # of which eigsh can't start
+        return like.new_tensor(image[0] / start[0])
+    operator = LinearOperator((size, size), matvec=on_array, dtype=start.dtype)
+    return like.new_tensor(eigsh(operator, k=1, which="LA", v0=start, return_eigenvectors=False).item())
 
 
 def _factored(k_train_train, y_train, f0_train, ridge):

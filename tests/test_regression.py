@@ -16,6 +16,7 @@ from ntk_helpers import (
     kernels,
     linearize,
     max_learning_rate,
+    ntk_vector_product,
     train,
 )
 
@@ -346,8 +347,17 @@ class TestMaxLearningRate:
         torch.testing.assert_close(gram, j @ j.T)
         torch.testing.assert_close(max_learning_rate(gram), 20 / torch.linalg.matrix_norm(j, 2) ** 2)
 
-    def test_zero_kernel(self):
+    @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (7, 1), (7, 3)])
+    def test_without_the_kernel(self, normal, shape):
+        net, x = MLP(3, 16, 2, shape[1], seed=0), normal(shape[0], 3)
+        bound = max_learning_rate(lambda v: ntk_vector_product(net, x, v), like=normal(*shape))
+        dense = max_learning_rate(flatten_outputs(empirical_ntk(net, x)))
+        torch.testing.assert_close(bound, dense, rtol=1e-10, atol=0)
+
+    def test_zero_kernel(self, normal):
         assert max_learning_rate(torch.zeros(3, 3)) == math.inf
+        for n in (1, 2, 5):
+            assert max_learning_rate(torch.zeros_like, like=normal(n)) == math.inf
 
 
 EYE = torch.eye(3, dtype=torch.float64)
@@ -401,6 +411,8 @@ def test_refused_problems(function, changes, message):
             r"f0_test: expected shape \(2, 3",
         ),
         (lambda: max_learning_rate(torch.zeros(3, 3, 1, 1)), "kernel: expected shape .*see flatten_outputs"),
+        (lambda: max_learning_rate(torch.zeros_like), "like: expected a tensor where kernel is a function"),
+        (lambda: max_learning_rate(EYE, like=Y), "like: expected a tensor where kernel is a function, and only there"),
         (lambda: flatten_outputs(EYE), r"kernel: expected shape \(n1, n2, C, C\)"),
         (lambda: gradient_flow(EYE, Y)(1.0, EYE[:, :2]), r"k_test_train: expected shape \(m, 3\), got \(3, 2\)"),
         (lambda: gradient_flow(EYE, Y, f0_train=Y)(1.0, EYE), "f0_test: expected the initial function"),
