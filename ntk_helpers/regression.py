@@ -291,8 +291,8 @@ def ensemble_law(y_train, nngp, ntk=None, *, ridge=0.0):
 
     The initial functions are Gaussian with covariance K, the NNGP kernel, and each follows the flow of `gradient_flow`
     with the kernel :math:`\Theta`, which is linear: :math:`f_t(x) = f_0(x) + \Theta(x, X) B (y - f_0(X))`, with
-    :math:`B = \tilde\Theta^{-1} (1 - e^{-t \tilde\Theta / (nC)})` (Lee et al. 2019, section 2.2, there for half the *sum*
-    of squares). Where the readout alone is trained, the kernel of the flow is K itself.
+    :math:`B = \tilde\Theta^{-1} (1 - e^{-t \tilde\Theta / (nC)})` (Lee et al. 2019, section 2.2, there for half the
+    *sum* of squares). Where the readout alone is trained, the kernel of the flow is K itself.
 
     Parameters
     ----------
