@@ -111,6 +111,13 @@ def require_non_negative(name, value):
         raise ValueError(f"{name}: expected a finite number, zero or above, got {value}")
 
 
+def require_momentum(momentum):
+    """Raise unless this is a number from 0 to below 1."""
+    require_non_negative("momentum", momentum)
+    if momentum >= 1:
+        raise ValueError(f"momentum: expected a number below 1, got {momentum}")
+
+
 def require_integer(name, value, at_least):
     """Raise unless `value` is an int, at least so large."""
     if not isinstance(value, int) or isinstance(value, bool):

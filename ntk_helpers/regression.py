@@ -17,7 +17,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from ntk_helpers._checks import Arguments, require_non_negative, require_positive
+from ntk_helpers._checks import Arguments, require_momentum, require_non_negative, require_positive
 
 
 def flatten_outputs(kernel):
@@ -246,9 +246,7 @@ def gradient_descent(k_train_train, y_train, *, learning_rate, momentum=0.0, f0_
         above; and for a momentum outside of [0, 1).
     """
     require_positive("learning_rate", learning_rate)
-    require_non_negative("momentum", momentum)
-    if momentum >= 1:
-        raise ValueError(f"momentum: expected a number below 1, got {momentum}")
+    require_momentum(momentum)
     factored = _factored(k_train_train, y_train, f0_train, ridge)
     eigenvalues, residual = factored[0], factored[3]
     largest = eigenvalues.max().item()

@@ -12,6 +12,7 @@ from ntk_helpers._checks import (
     Arguments,
     require_finite,
     require_integer,
+    require_momentum,
     require_positive,
     require_trainable,
 )
@@ -79,7 +80,7 @@ class DivergenceError(RuntimeError):
         )
 
 
-def train(model, x, y, *, learning_rate, steps, record=None, record_at=None):
+def train(model, x, y, *, learning_rate, steps, momentum=0.0, record=None, record_at=None):
     r"""Train all parameters by full-batch gradient descent on half the mean square error, in place.
 
     The loss is :math:`\frac{1}{2nC} \sum (f(x) - y)^2`, half of `torch.nn.MSELoss`; time is ``learning_rate * steps``.
@@ -94,6 +95,9 @@ def train(model, x, y, *, learning_rate, steps, record=None, record_at=None):
         Of the dtype and device of the parameters.
     learning_rate : float
     steps : int
+    momentum : float
+        From 0 to below 1, as in `torch.optim.SGD`: :math:`v \leftarrow \mu v + \nabla L`, :math:`\theta \leftarrow
+        \theta - \eta v`.
     record : dict of str to callable, optional
         Functions of the model, each returning a tensor, evaluated without gradients at the steps of `record_at`.
     record_at : sequence of int, optional
@@ -112,11 +116,13 @@ def train(model, x, y, *, learning_rate, steps, record=None, record_at=None):
     """
     require_positive("learning_rate", learning_rate)
     require_integer("steps", steps, at_least=1)
+    require_momentum(momentum)
     record = record or {}
     record_at = _check_record_at(record_at, steps)
     params = _check_data(model, x, y)
     start = copy.deepcopy(model)
 
+    velocities = [torch.zeros_like(p) for p in params] if momentum else None
     losses, values = [], {name: [] for name in record}
     for step in range(steps + 1):
         loss = _half_mean_square(model, x, y)
@@ -126,7 +132,8 @@ def train(model, x, y, *, learning_rate, steps, record=None, record_at=None):
         if not (loss <= limit).all():
             so_far = _record(learning_rate, losses, [s for s in record_at if s < step], values)
             worst = loss.detach().nan_to_num(math.inf).max().item()
-            raise DivergenceError(step, worst, learning_rate, _stability_bound(start, x, y), so_far)
+            bound = (1 + momentum) * _stability_bound(start, x, y)
+            raise DivergenceError(step, worst, learning_rate, bound, so_far)
         losses.append(loss.detach())
         if step in record_at:
             with torch.no_grad():
@@ -135,6 +142,8 @@ def train(model, x, y, *, learning_rate, steps, record=None, record_at=None):
         if step < steps:
             gradients = torch.autograd.grad(loss.sum(), params, allow_unused=True, materialize_grads=True)
             with torch.no_grad():
+                if momentum:
+                    gradients = [v.mul_(momentum).add_(g) for v, g in zip(velocities, gradients, strict=True)]
                 for p, gradient in zip(params, gradients, strict=True):
                     p.sub_(gradient, alpha=learning_rate)
     return _record(learning_rate, losses, record_at, values)

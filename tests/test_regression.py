@@ -201,13 +201,14 @@ class TestGradientDescent:
                 torch.testing.assert_close(descent(steps), path[steps][:12], rtol=1e-10, atol=1e-11)
                 torch.testing.assert_close(descent(steps, k_test, f0_test), path[steps][12:], rtol=1e-10, atol=1e-11)
 
-    def test_a_trained_linear_model(self, normal):
+    @pytest.mark.parametrize("momentum", [0.0, 0.8])
+    def test_a_trained_linear_model(self, normal, momentum):
         """Of several outputs, all pairs of which have a kernel: `linearize`, trained for 300 steps."""
         net, x, y = MLP(3, 8, 1, 2, seed=0), normal(6, 3), normal(6, 2)
         k, model = flatten_outputs(empirical_ntk(net, x)), linearize(net)
-        rate = 0.9 * max_learning_rate(k).item()
-        descent = gradient_descent(k, y.flatten(), learning_rate=rate, f0_train=net(x).detach().flatten())
-        train(model, x, y, learning_rate=rate, steps=300)
+        options = {"learning_rate": 0.9 * (1 + momentum) * max_learning_rate(k).item(), "momentum": momentum}
+        descent = gradient_descent(k, y.flatten(), **options, f0_train=net(x).detach().flatten())
+        train(model, x, y, **options, steps=300)
         torch.testing.assert_close(descent(300), model(x).detach().flatten(), rtol=1e-10, atol=1e-10)
 
     def test_small_steps_follow_the_flow(self, problem):

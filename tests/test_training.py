@@ -35,6 +35,19 @@ def test_one_step_is_gradient_descent_on_half_the_mean_square(data):
     torch.testing.assert_close(record.loss[1], nn.functional.mse_loss(net(x), y).detach() / 2)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_against_the_optimizer_of_torch(data, momentum):
+    x, y = data
+    ours, theirs = MLP(3, 8, 2, 2, seed=0), MLP(3, 8, 2, 2, seed=0)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=momentum)
+    for _ in range(50):
+        optimizer.zero_grad()
+        (nn.functional.mse_loss(theirs(x), y) / 2).backward()
+        optimizer.step()
+    train(ours, x, y, learning_rate=0.05, steps=50, momentum=momentum)
+    torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()), rtol=1e-10, atol=1e-12)
+
+
 def test_members_of_an_ensemble_train_as_single_networks(data):
     x, y = data
     ensemble = MLP(3, 16, 2, 2, seeds=[5, 7])
@@ -146,15 +159,17 @@ def test_targets_without_an_output_axis(data):
     torch.testing.assert_close(losses, train(column, x, y.unsqueeze(1), learning_rate=0.2, steps=10).loss)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
 @pytest.mark.parametrize("seed", [{"seed": 0}, {"seeds": [0, 1]}])
-def test_divergence_stops_with_the_bound_and_the_record(data, seed):
+def test_divergence_stops_with_the_bound_and_the_record(data, seed, momentum):
     x, y = data
     net = MLP(3, 64, 1, 2, activation="identity", **seed)
     gram = flatten_outputs(empirical_ntk(net, x))
-    bound = max_learning_rate(gram).min().item()
+    bound = (1 + momentum) * max_learning_rate(gram).min().item()
     observed = {"f": lambda net: net(x)}
     with pytest.raises(DivergenceError, match=r"diverged at step \d+: the loss is .*largest stable one") as caught:
-        train(net, x, y, learning_rate=3 * bound, steps=10_000, record=observed, record_at=range(10_001))
+        options = {"learning_rate": 3 * bound, "momentum": momentum, "steps": 10_000}
+        train(net, x, y, **options, record=observed, record_at=range(10_001))
     error = caught.value
     assert error.max_learning_rate == pytest.approx(bound, rel=1e-4)
     assert f"{error.max_learning_rate:.3g}" in str(error)
@@ -178,6 +193,7 @@ Y = torch.ones(4, 1, dtype=torch.float64)
         ({"learning_rate": -0.1}, "learning_rate: expected a positive finite number, got -0.1"),
         ({"learning_rate": math.inf}, "learning_rate: expected a positive finite number, got inf"),
         ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"momentum": 1.0}, "momentum: expected a number below 1, got 1.0"),
         ({"steps": 10.0}, "steps: expected an int, got float"),
         ({"x": X.float()}, "x: expected torch.float64, the dtype of the parameters, got torch.float32"),
         ({"y": Y.float()}, "y: expected torch.float64, the dtype of the parameters, got torch.float32"),
