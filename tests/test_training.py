@@ -167,8 +167,8 @@ def test_divergence_stops_with_the_bound_and_the_record(data, seed, momentum):
     gram = flatten_outputs(empirical_ntk(net, x))
     bound = (1 + momentum) * max_learning_rate(gram).min().item()
     observed = {"f": lambda net: net(x)}
+    options = {"learning_rate": 3 * bound, "momentum": momentum, "steps": 10_000}
     with pytest.raises(DivergenceError, match=r"diverged at step \d+: the loss is .*largest stable one") as caught:
-        options = {"learning_rate": 3 * bound, "momentum": momentum, "steps": 10_000}
         train(net, x, y, **options, record=observed, record_at=range(10_001))
     error = caught.value
     assert error.max_learning_rate == pytest.approx(bound, rel=1e-4)
