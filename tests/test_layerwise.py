@@ -127,7 +127,7 @@ def layer(draw, x, earlier):
     activations = [nn.Tanh(), nn.ReLU(), nn.GELU(), nn.Softplus()]
     choices = {
         "activation": lambda: draw(st.sampled_from(activations)),
-        "linear": lambda: nn.Linear(size, draw(st.sampled_from([size, 1, 2, 5])), bias=draw(st.booleans())),
+        "linear": lambda: nn.Linear(size, draw(st.sampled_from([size, size, 1, 2, 5])), bias=draw(st.booleans())),
         "layer norm": lambda: nn.LayerNorm(x.shape[draw(st.integers(1, x.ndim - 1)) :], bias=draw(st.booleans())),
         "in place": lambda: nn.Sequential(nn.Linear(size, size), nn.ReLU(inplace=True)),
         "multiple": lambda: Multiplies(size, draw(st.integers(1, 5))),
@@ -150,9 +150,9 @@ def layer(draw, x, earlier):
     # Nesting and sharing
     choices["nested"] = lambda: Residual(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, size, bias=False))
     fitting = [module for module in earlier if isinstance(module, nn.Linear) and module.weight.shape == (size, size)]
-    if fitting:
-        choices["called again"] = lambda: draw(st.sampled_from(fitting))
-        choices["tied"] = lambda: tie(nn.Linear(size, size), draw(st.sampled_from(fitting)))
+    if fitting and draw(st.booleans()):
+        other = draw(st.sampled_from(fitting))
+        return draw(st.sampled_from([other, tie(nn.Linear(size, size), other)]))
     weights = [p for module in earlier for p in module.parameters()]
     if weights:
         choices["reads"] = lambda: Reads(draw(st.sampled_from(weights)))
