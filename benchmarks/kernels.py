@@ -34,6 +34,7 @@ from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from ntk_helpers import empirical_ntk, kernels
 
 GIB, SECONDS = 16, 120
+PATTERNS = {"full": "iap,jbp->ijab", "trace": "iap,jap->ij"}
 
 
 def mlp(d_in, width, depth, d_out=1):
@@ -57,18 +58,23 @@ def functional(model):
     return lambda params, sample: functional_call(model, params, sample.unsqueeze(0)).squeeze(0), params
 
 
-def contraction(model, x1, x2, output):
+def jacobians(model, x1, x2):
+    """Jacobians by each parameter, of one set of points once."""
     function, params = functional(model)
-    j1, j2 = (vmap(jacrev(function), (None, 0))(params, x).values() for x in (x1, x2))
-    pattern = {"full": "iap,jbp->ijab", "trace": "iap,jap->ij"}[output]
-    return sum(torch.einsum(pattern, a.flatten(2), b.flatten(2)) for a, b in zip(j1, j2, strict=True))
+    j1 = list(vmap(jacrev(function), (None, 0))(params, x1).values())
+    return j1, j1 if x2 is x1 else list(vmap(jacrev(function), (None, 0))(params, x2).values())
+
+
+def contraction(model, x1, x2, output):
+    j1, j2 = jacobians(model, x1, x2)
+    return sum(torch.einsum(PATTERNS[output], a.flatten(2), b.flatten(2)) for a, b in zip(j1, j2, strict=True))
 
 
 def contracted_once(model, x1, x2, output):
     """One output only."""
-    function, params = functional(model)
-    j1, j2 = (vmap(jacrev(function), (None, 0))(params, x).values() for x in (x1, x2))
-    return torch.cat([j.flatten(1) for j in j1], 1) @ torch.cat([j.flatten(1) for j in j2], 1).mT
+    j1, j2 = jacobians(model, x1, x2)
+    rows = torch.cat([j.flatten(1) for j in j1], 1)
+    return rows @ (rows if j2 is j1 else torch.cat([j.flatten(1) for j in j2], 1)).mT
 
 
 def vector_products(model, x1, x2, output):
@@ -94,8 +100,8 @@ def loop(model, x1, x2, output):
         rows = (torch.autograd.grad(value, params, retain_graph=True) for value in values)
         return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]).unflatten(0, (len(x), -1))
 
-    j1, j2 = jacobian(x1), jacobian(x2)
-    return torch.einsum({"full": "iap,jbp->ijab", "trace": "iap,jap->ij"}[output], j1, j2)
+    j1 = jacobian(x1)
+    return torch.einsum(PATTERNS[output], j1, j1 if x2 is x1 else jacobian(x2))
 
 
 def forward_mode(model, x1, x2, output):
