@@ -245,7 +245,7 @@ def _parts(probe, method, output, per_layer, x1, x2):
     if left := list(probe.left):
         size = sum(probe.sizes[name] for name in left)
         worth_it = min(len(x1), len(x2)) <= FEW_POINTS and (len(x1) + len(x2)) * probe.outputs * size >= LARGE_JACOBIAN
-        if worth_it and _obstacle_to_products(probe, left, x1[:1]) is None:
+        if worth_it and _has_products(probe, left, x1[:1]):
             parts.append(_vector_product_part(probe, left, output, per_layer))
         else:
             parts.append(_jacobian_part(probe, left, output))
@@ -312,43 +312,44 @@ def _only(gradient, names):
 
 def _blocks(model, part, x1, x2, chunk):
     """Blocks (s, name, rows, columns, block) that cover all members' kernels, or where x2 is None their triangles."""
-    size = _size(model) or 1
-    for members in [range(size)] if part.batched else [[s] for s in range(size)]:
-        for top, left, f1, f2 in _tiles(model, part, members, x1, x2, chunk):
+    states = _states(model)
+    everyone = range(len(states))
+    for members in [everyone] if part.batched else [[s] for s in everyone]:
+        features = partial(_features, part, [states[s] for s in members], _state(model))
+        for top, left, f1, f2 in _tiles(features, x1, x2, chunk):
             for s, of_rows, of_columns in zip(members, f1, f2, strict=True):
-                for name, rows, columns, block in part.blocks(*_member(model, s), of_rows, of_columns):
+                for name, rows, columns, block in part.blocks(*states[s], of_rows, of_columns):
                     yield s, name, _shifted(rows, top), _shifted(columns, left), block
 
 
-def _tiles(model, part, members, x1, x2, chunk):
+def _tiles(features, x1, x2, chunk):
     """Corners and features (top, left, f1, f2) that cover the kernel, or its upper triangle where x2 is None."""
     others, symmetric = (x1, True) if x2 is None else (x2, False)
     for top in range(0, len(x1), chunk):
-        f1 = _features(model, part, members, x1[top : top + chunk])
+        f1 = features(x1[top : top + chunk])
         for left in range(top if symmetric else 0, len(others), chunk):
             same = symmetric and left == top
-            f2 = f1 if same else _features(model, part, members, others[left : left + chunk])
-            yield top, left, f1, f2
+            yield top, left, f1, f1 if same else features(others[left : left + chunk])
 
 
 def _shifted(rows, by):
     return slice(rows.start + by, rows.stop + by)
 
 
-def _features(model, part, members, x):
-    """The features of each of the members."""
-    alone = part.features(*_member(model, members[0]), x)
-    if len(members) == 1:
+def _features(part, states, stacked, x):
+    """The features of the members of these states; `stacked` is the state of the ensemble, with all of them."""
+    alone = part.features(*states[0], x)
+    if len(states) == 1:
         return [alone]
     # Within a vmap over members, that over samples meets PyTorch's rules for two, of which not all are right (`prelu`).
     try:
-        batched = vmap(part.features, in_dims=(0, 0, None))(*_state(model), x)
+        batched = vmap(part.features, in_dims=(0, 0, None))(*stacked, x)
         if all((batched[key][0] - alone[key]).abs().max() <= 1e-3 * alone[key].abs().max() for key in alone):
-            return [{key: value[s] for key, value in batched.items()} for s in members]
+            return [{key: value[s] for key, value in batched.items()} for s in range(len(states))]
     except RuntimeError as error:
         logger.info("vmap over the members: %s", error)
     logger.info("members one at a time, as vmap over them fails or is wrong")
-    return [alone, *(part.features(*_member(model, s), x) for s in members[1:])]
+    return [alone, *(part.features(*state, x) for state in states[1:])]
 
 
 def _outputs(probe, params, rest, x):
@@ -419,16 +420,17 @@ def _squares(gradient):
     return sum(g.square().sum() for g in gradient.values())
 
 
-def _obstacle_to_products(probe, names, x):
-    """Why there are no vector products with these parameters on these points, or None."""
-    params, rest = _split(*_member(probe.model, 0), names)
+def _has_products(probe, names, x):
+    """Whether vector products with these parameters work on these points; why they don't goes to the logger."""
+    params, rest = _split(*_states(probe.model)[0], names)
     try:
         v = torch.ones(len(x), probe.outputs, dtype=probe.dtype, device=x.device)
         pulled, push_forward = _pull_and_push(probe, params, rest, x, v)
         _check_products(v, pulled, pulled, push_forward(pulled))
     except Exception as error:  # mostly an operation whose derivative has none
-        return str(error)
-    return None
+        logger.info("no vector products: %s", error)
+        return False
+    return True
 
 
 def _split(params, rest, names):
@@ -449,24 +451,23 @@ def _size(model):
     return getattr(model, "ensemble_size", None)
 
 
-def _member(model, s):
-    """The state of member s; of the model itself, unless that is an ensemble."""
-    state = _state(model)
-    if _size(model) is None:
-        return state
-    return tuple({name: value[s] for name, value in part.items()} for part in state)
+def _states(model):
+    """The states of an ensemble's members; the model's own alone, unless it is one."""
+    state, size = _state(model), _size(model)
+    if size is None:
+        return [state]
+    return [tuple({name: value[s] for name, value in part.items()} for part in state) for s in range(size)]
 
 
 def _over_members(model, function):
     """The function of (params, rest, s) for the model, or stacked over an ensemble's members s."""
-    size = _size(model)
-    results = [function(*_member(model, s), s) for s in range(size or 1)]
-    return results[0] if size is None else torch.stack(results)
+    results = [function(*state, s) for s, state in enumerate(_states(model))]
+    return results[0] if _size(model) is None else torch.stack(results)
 
 
 def _probe(model, x):
     """What the first sample shows about the model."""
-    return _layerwise.probe(model, *_member(model, 0), x[:1])
+    return _layerwise.probe(model, *_states(model)[0], x[:1])
 
 
 def _check_model(model):
