@@ -32,25 +32,31 @@ from ntk_helpers._functional import call
 from ntk_helpers._gram import gradient_gram, gram, output_pairs, strips, summed
 
 
-class _Linear:
+class _Layer:
+    """One kind of layer; its `arguments` are those of the function in the order of the call."""
+
+    def applies(self, given):
+        """Whether a call with these arguments is the layer's formula."""
+        return True
+
+    def saved(self, function, given):
+        """What the gradients of weights need of the input."""
+        return given["input"].clone()  # the model may write to it later
+
+
+class _Linear(_Layer):
     arguments = ("input", "weight", "bias")
 
     def applies(self, given):
         weight, bias = given["weight"], given.get("bias")
         return weight.ndim == 2 and (bias is None or bias.shape == weight.shape[:1])
 
-    def saved(self, function, given):
-        return given["input"].clone()  # the model may write to it later
-
     def locations(self, site, x, s):
         return x.reshape(len(x), 1, -1, x.shape[-1]), s.reshape(*s.shape[:2], 1, -1, s.shape[-1])
 
 
-class _Convolution(_Linear):
+class _Convolution(_Layer):
     arguments = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-
-    def applies(self, given):
-        return True
 
     def locations(self, site, x, s):
         """A convolution is a linear layer at every place of the image, on the patch it sees."""
@@ -66,7 +72,7 @@ class _Convolution(_Linear):
         return patches.permute(0, 2, 1, 4, 3).flatten(2, 3), s.permute(0, 1, 3, 2, 5, 4).flatten(3, 4)
 
 
-class _Normalization:
+class _Normalization(_Layer):
     """Scale and shift after a normalization: of each channel, or of each entry of the last axes."""
 
     def __init__(self, *arguments):
@@ -87,11 +93,8 @@ class _Normalization:
         return x.transpose(1, 2).flatten(2).unsqueeze(-1), s.transpose(2, 3).flatten(3).unsqueeze(-1)
 
 
-class _Embedding(_Linear):
+class _Embedding(_Layer):
     arguments = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-
-    def applies(self, given):
-        return True
 
     def locations(self, site, x, s):
         """A linear layer on one-hot inputs, of which only the indices are kept."""
@@ -119,7 +122,7 @@ _MULTIPLES = {torch.mul: mul, torch.Tensor.mul: mul, torch.div: truediv, torch.T
 class Site:
     """One use of parameters by a layer."""
 
-    layer: _Linear | _Normalization
+    layer: _Layer
     names: dict  # "weight" and "bias", where they are trained, to the names of the parameters
     scales: dict  # the number that multiplied the parameter before its use
     settings: dict  # the call's other arguments, tensors left out

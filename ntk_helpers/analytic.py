@@ -20,7 +20,7 @@ from scipy.special import roots_hermitenorm
 from torch import Tensor
 
 from ntk_helpers._checks import Arguments, require_integer, require_scales
-from ntk_helpers._functional import full_precision
+from ntk_helpers._precision import full_precision
 
 TILE = 2048  # bytes in a row of a tile, by default: the temporary arrays of a square tile stay in the cache
 
@@ -152,7 +152,11 @@ class Smooth:
             dual, slope = self(q1, q2, c)
             yield dual, slope
             c = network.w_var * dual + network.b_var
-            q1, q2 = (network.w_var * self(q, q, q)[0] + network.b_var for q in (q1, q2))
+            q1, q2 = (network.w_var * self.mean_square(q) + network.b_var for q in (q1, q2))
+
+    def mean_square(self, q):
+        """E[phi(u)^2] for u of the variance q."""
+        return self(q, q, q)[0]
 
 
 class Identity(Smooth):
@@ -341,6 +345,12 @@ class Quadrature(Smooth):
             values.append(of_value.reshape(-1, *norm.shape))
             slopes.append(of_slope.reshape(-1, *norm.shape))
         return _series(*values, rho), _series(*slopes, rho)
+
+    def mean_square(self, q):
+        """By the nodes themselves, without the coefficients."""
+        nodes, _, weights = (t.to(q.device) for t in _hermite(NODES, DEGREE))
+        values = self.function(_sqrt(q).double().unsqueeze(-1) * nodes)
+        return (values.square() @ weights).to(q)
 
     def _coefficients(self, norm):
         """Hermite coefficients (degree, len(norm)) of phi and of phi', at the standard deviations `norm`.

@@ -19,8 +19,9 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ntk_helpers import _layerwise
 from ntk_helpers._checks import Arguments, require_integer, require_trainable
-from ntk_helpers._functional import call, full_precision, leaves_the_model
+from ntk_helpers._functional import call, leaves_the_model
 from ntk_helpers._gram import arranged, from_full, gradient_gram, mirrored
+from ntk_helpers._precision import full_precision
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from ntk_helpers._checks import (
     require_positive,
     require_trainable,
 )
+from ntk_helpers.regression import max_learning_rate
 
 # Beyond this factor over the starting loss a run counts as diverged. Large stable learning rates can raise the loss
 # a few orders of magnitude for a while (Lewkowycz et al. 2020) and come back; growth without bound passes any factor.
@@ -166,22 +167,20 @@ def _record(learning_rate, losses, steps, values):
 def _stability_bound(model, x, y):
     """Largest stable learning rate of the model's linearization, 2 N / lambda_1, the smallest over an ensemble.
 
-    The eigenvalue is that of J J^T, by power iteration: whatever could be trained can be differentiated this way.
+    The eigenvalue is that of J J^T: whatever could be trained can be differentiated this way.
     """
     params, prediction = [p for p in model.parameters() if p.requires_grad], model(x)
-    axes = tuple(range(prediction.ndim - y.ndim, prediction.ndim))
-    v = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(0)).to(prediction)
     cotangent = torch.zeros_like(prediction, requires_grad=True)
     options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
     pulled_back = torch.autograd.grad(prediction, params, cotangent, create_graph=True, **options)
-    eigenvalue, change = torch.zeros(()).to(prediction), math.inf
-    while change > 1e-6:
-        v = v / torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+
+    def product(v):
         gradients = torch.autograd.grad(prediction, params, v, **options)
-        (v,) = torch.autograd.grad(pulled_back, cotangent, gradients, **options)
-        eigenvalue, before = torch.linalg.vector_norm(v, dim=axes), eigenvalue
-        change = ((eigenvalue - before).abs() / eigenvalue).max().item()
-    return (2 * y.numel() / eigenvalue.max()).item()
+        return torch.autograd.grad(pulled_back, cotangent, gradients, **options)[0]
+
+    # The members of an ensemble are one operator here: its largest eigenvalue is the largest of theirs.
+    members = prediction.numel() // y.numel()
+    return (max_learning_rate(product, like=prediction.detach()) / members).item()
 
 
 def _check_record_at(record_at, steps):

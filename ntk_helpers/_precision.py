@@ -1,0 +1,41 @@
+"""Arithmetic as written: no TF32, no autocast, attention by its formula."""
+
+from contextlib import contextmanager
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def full_precision():
+    """Hold matrix products and convolutions at the precision of their operands; restore the caller's settings.
+
+    On CUDA, convolutions use TF32 by default, of 11 bits; `torch.set_float32_matmul_precision` and `torch.autocast`
+    allow as little elsewhere. Attention is computed as its formula says, since the fused kernels lack some derivatives,
+    and inference mode, which has none, ends.
+    """
+    backends = torch.backends
+    operations = [
+        *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+        *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+    ]
+    lowered = [(operation, operation.fp32_precision) for operation in operations]
+    lowered = [(operation, precision) for operation, precision in lowered if precision not in ("none", "ieee")]
+    fast_attention = backends.mha.get_fastpath_enabled()
+    try:
+        backends.mha.set_fastpath_enabled(False)
+        for operation, _ in lowered:
+            operation.fp32_precision = "ieee"
+        with (
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            yield
+    finally:
+        backends.mha.set_fastpath_enabled(fast_attention)
+        for operation, precision in lowered:
+            operation.fp32_precision = "none"  # that is, what holds for all operations
+            if operation.fp32_precision != precision:
+                operation.fp32_precision = precision
