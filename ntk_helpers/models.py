@@ -1,12 +1,13 @@
 """Fully connected networks in the parameterizations of the theory, one at a time or many seeds at once."""
 
+import copy
 import math
 from itertools import pairwise
 
 import torch
 from torch import nn
 
-from ntk_helpers._checks import require_integer, require_scales
+from ntk_helpers._checks import require_integer, require_positive, require_scales
 
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -27,6 +28,7 @@ class MLP(nn.Module):
     :math:`z = (\sigma_w / \sqrt{n_\mathrm{in}}) W h + \sigma_b b` with all entries of :math:`W` and :math:`b`
     drawn from N(0, 1); in the standard one it is :math:`z = W h + b` with :math:`W \sim N(0, \sigma_w^2 /
     n_\mathrm{in})` and :math:`b \sim N(0, \sigma_b^2)`. All layers, the readout included, share `w_std` and `b_std`.
+    The output is the last :math:`z`, times `output_scale`.
 
     Parameters
     ----------
@@ -43,6 +45,13 @@ class MLP(nn.Module):
     seeds : sequence of int
         An ensemble instead: every parameter has a leading axis over the seeds, and member s is the network of
         ``seed=seeds[s]``. Exactly one of `seed` and `seeds` is given.
+    antisymmetric : bool
+        Whether the network is the difference of two that start the same, :math:`(g_\theta - g_{\theta'}) / \sqrt 2`,
+        and so exactly zero at the start, with the kernel of one of them (Zhang et al. 2020; Chizat et al.
+        2019, who call it doubling). The second, `twin`, has parameters of its own.
+    output_scale : float
+        The factor :math:`\alpha` of lazy training (Chizat et al. 2019). The kernel grows as its square: training at
+        the learning rate :math:`\eta / \alpha^2` takes the same time.
     dtype, device
         Of the parameters. The draws do not depend on them: they are made on the CPU in float64, then converted.
 
@@ -65,6 +74,8 @@ class MLP(nn.Module):
         parameterization="ntk",
         seed=None,
         seeds=None,
+        antisymmetric=False,
+        output_scale=1.0,
         dtype=torch.float64,
         device=None,
     ):
@@ -73,6 +84,7 @@ class MLP(nn.Module):
             require_integer(name, value, at_least=1)
         require_integer("depth", depth, at_least=0)
         require_scales(w_std, b_std, parameterization)
+        require_positive("output_scale", output_scale)
         single = seeds is None
         if (seed is None) == single:
             raise ValueError(f"seed, seeds: expected exactly one, got seed={seed}, seeds={seeds}")
@@ -84,6 +96,7 @@ class MLP(nn.Module):
 
         self.activation = _activation(activation)
         self.d_in, self.ensemble_size = d_in, None if single else len(seeds)
+        self.output_scale = output_scale
         sizes = [d_in, *[width] * depth, d_out]
         scales = [(w_std / math.sqrt(fan_in), b_std) for fan_in in sizes[:-1]]
         ones = [(1.0, 1.0)] * len(scales)
@@ -101,11 +114,18 @@ class MLP(nn.Module):
             self.weights.append(normal(w_scale, fan_out, fan_in))
             if b_std is not None:
                 self.biases.append(normal(b_scale, fan_out))
+        self.twin = copy.deepcopy(self) if antisymmetric else None
 
     def forward(self, x):
         """Map inputs (n, d_in) to outputs (n, d_out), or (S, n, d_out) for an ensemble of S seeds."""
         if x.ndim != 2 or x.shape[1] != self.d_in:
             raise ValueError(f"x: expected shape (n, {self.d_in}), got {tuple(x.shape)}")
+        f = self._layers(x)
+        if self.twin is not None:
+            f = (f - self.twin._layers(x)) / math.sqrt(2)
+        return f if self.output_scale == 1 else self.output_scale * f
+
+    def _layers(self, x):
         h = self._layer(0, x)
         for layer in range(1, len(self.weights)):
             h = self._layer(layer, self.activation(h))

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ntk_helpers import MLP
+from ntk_helpers import MLP, empirical_ntk
 
 
 def test_ntk_parameterization_is_the_formula(normal):
@@ -29,6 +29,27 @@ def test_member_of_an_ensemble_is_the_single_network(normal, depth):
     assert ensemble(x).shape == (3, 5, 2)
     for member, seed in zip(ensemble(x), seeds, strict=True):
         torch.testing.assert_close(member, MLP(3, 16, depth, 2, seed=seed)(x))
+
+
+@pytest.mark.parametrize("start", [{"seed": 0}, {"seeds": [0, 1]}])
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_antisymmetric_start_is_zero_with_the_same_kernel(normal, depth, start):
+    x = normal(5, 3)
+    plain = MLP(3, 16, depth, 2, **start)
+    net = MLP(3, 16, depth, 2, antisymmetric=True, **start)
+    assert (net(x) == 0).all()
+    assert len(list(net.parameters())) == 2 * len(list(plain.parameters()))
+    torch.testing.assert_close(empirical_ntk(net, x), empirical_ntk(plain, x))
+    with torch.no_grad():
+        net.weights[0].mul_(2)
+    assert (net(x) != 0).all()  # the two have parameters of their own
+
+
+def test_output_scale(normal):
+    x = normal(5, 3)
+    plain, scaled = MLP(3, 16, 1, 2, seed=0), MLP(3, 16, 1, 2, seed=0, output_scale=3.0)
+    torch.testing.assert_close(scaled(x), 3 * plain(x))
+    torch.testing.assert_close(empirical_ntk(scaled, x), 9 * empirical_ntk(plain, x))
 
 
 def test_shapes_and_number_of_parameters():
@@ -67,6 +88,7 @@ def test_draws_do_not_depend_on_dtype_and_leave_the_global_generator_alone():
         ({"w_std": 0.0}, "w_std: expected a positive finite number, got 0.0"),
         ({"b_std": -0.1}, "b_std: expected a finite number, zero or above, got -0.1"),
         ({"activation": "rely"}, "activation: expected a callable or one of .*got 'rely'"),
+        ({"output_scale": 0.0}, "output_scale: expected a positive finite number, got 0.0"),
         ({"parameterization": "mean-field"}, "parameterization: expected .*got 'mean-field'"),
         ({"seeds": [1, 2]}, "seed, seeds: expected exactly one"),
         ({"seed": None}, "seed, seeds: expected exactly one"),
