@@ -11,13 +11,16 @@ from ntk_helpers.regression import (
     kernel_ridge,
     max_learning_rate,
 )
-from ntk_helpers.training import DivergenceError, TrainingRecord, train
+from ntk_helpers.sweeps import Sweep, sweep
+from ntk_helpers.training import DivergenceError, TrainingRecord, distance_moved, log_spaced_steps, train
 
 __all__ = [
     "MLP",
     "DivergenceError",
     "Kernels",
+    "Sweep",
     "TrainingRecord",
+    "distance_moved",
     "empirical_ntk",
     "ensemble_law",
     "flatten_outputs",
@@ -27,9 +30,11 @@ __all__ = [
     "kernel_ridge",
     "kernels",
     "linearize",
+    "log_spaced_steps",
     "max_learning_rate",
     "nngp_kernel",
     "ntk_kernel",
     "ntk_vector_product",
+    "sweep",
     "train",
 ]

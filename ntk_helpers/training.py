@@ -1,10 +1,14 @@
-"""Full-batch gradient descent on half the mean square error, for one network or an ensemble of them at once."""
+"""Full-batch training, above all gradient descent on half the mean square error, of one network or an ensemble."""
 
 import copy
 import math
 import operator
+import time
+import warnings
 from dataclasses import dataclass, field
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,11 +20,17 @@ from ntk_helpers._checks import (
     require_positive,
     require_trainable,
 )
+from ntk_helpers._descent import Autograd, descent, half_mean_square
+from ntk_helpers._interruption import interruption
+from ntk_helpers._progress import progress_bar
 from ntk_helpers.regression import max_learning_rate
 
 # Beyond this factor over the starting loss a run counts as diverged. Large stable learning rates can raise the loss
 # a few orders of magnitude for a while (Lewkowycz et al. 2020) and come back; growth without bound passes any factor.
 DIVERGENCE_FACTOR = 1e6
+
+# Steps are taken in stretches of about this time, between which come checks, the progress bar, and Ctrl-C.
+SECONDS_OF_A_STRETCH = 0.1
 
 
 @dataclass
@@ -29,16 +39,17 @@ class TrainingRecord:
 
     Attributes
     ----------
-    learning_rate : float
+    learning_rate : float or None
+        None where an optimizer was given, which has its own.
     loss : Tensor (k + 1,) or (k + 1, S)
-        Half the mean square error before the first step and after each of the k steps taken, for each member.
+        The loss before the first step and after each of the k steps taken, for each member.
     steps : list of int
         The steps at which `values` were taken.
     values : dict of str to Tensor
         What was asked for, stacked over `steps`; ``record["name"]`` is short for ``record.values["name"]``.
     """
 
-    learning_rate: float
+    learning_rate: float | None
     loss: Tensor
     steps: list[int] = field(default_factory=list)
     values: dict[str, Tensor] = field(default_factory=dict)
@@ -46,6 +57,8 @@ class TrainingRecord:
     @property
     def times(self):
         """Training time, learning rate times step, at each of `steps`: float64 (len(steps),)."""
+        if self.learning_rate is None:
+            raise ValueError("times: expected a run at a learning rate, got one by an optimizer of its own")
         return self.learning_rate * torch.tensor(self.steps, dtype=torch.float64)
 
     def __getitem__(self, name):
@@ -61,9 +74,9 @@ class DivergenceError(RuntimeError):
         The step after which the loss was out of bounds.
     loss : float
         The loss there, the largest over an ensemble.
-    learning_rate : float
-    max_learning_rate : float
-        The stability bound of the network as it started, linearized: the smallest over an ensemble.
+    learning_rate, max_learning_rate : float
+        The second is the stability bound of the network as it started, linearized, the smallest over an ensemble. Both
+        are None where the loss or the optimizer was the user's own.
     record : TrainingRecord
         Everything recorded before that step.
     """
@@ -74,18 +87,33 @@ class DivergenceError(RuntimeError):
         self.max_learning_rate, self.record = max_learning_rate, record
 
     def __str__(self):
+        text = f"training diverged at step {self.step}: the loss is {self.loss:.3g}"
+        if self.max_learning_rate is None:
+            return text
         return (
-            f"training diverged at step {self.step}: the loss is {self.loss:.3g}, with learning_rate="
-            f"{self.learning_rate:g}; the largest stable one for this network at its start is "
-            f"{self.max_learning_rate:.3g}"
+            f"{text}, with learning_rate={self.learning_rate:g}; the largest stable one for this network at its start "
+            f"is {self.max_learning_rate:.3g}"
         )
 
 
-def train(model, x, y, *, learning_rate, steps, momentum=0.0, record=None, record_at=None):
-    r"""Train all parameters by full-batch gradient descent on half the mean square error, in place.
+def train(
+    model,
+    x,
+    y,
+    *,
+    steps,
+    learning_rate=None,
+    momentum=0.0,
+    loss=None,
+    optimizer=None,
+    record=None,
+    record_at=None,
+):
+    r"""Train a model in place on all data at once: by gradient descent on half the mean square error, unless told else.
 
-    The loss is :math:`\frac{1}{2nC} \sum (f(x) - y)^2`, half of `torch.nn.MSELoss`; time is ``learning_rate * steps``.
-    The members of an ensemble are trained side by side, each on its own loss.
+    That loss is :math:`\frac{1}{2nC} \sum (f(x) - y)^2`, half of `torch.nn.MSELoss`; time is ``learning_rate * steps``.
+    The members of an ensemble are trained side by side, each on its own loss. An `MLP` descends it without a graph, one
+    with a single hidden layer of ReLUs and one output several times faster than by automatic differentiation.
 
     Parameters
     ----------
@@ -93,75 +121,173 @@ def train(model, x, y, *, learning_rate, steps, momentum=0.0, record=None, recor
         Maps `x` to predictions of the shape of `y`, or (S, ...) for an ensemble.
     x : Tensor (n, ...)
     y : Tensor (n,) or (n, C)
-        Of the dtype and device of the parameters.
-    learning_rate : float
+        Of the dtype and device of the parameters. With a `loss` of your own, whatever that takes, with n rows.
     steps : int
+    learning_rate : float
+        Left out exactly where an `optimizer` is given.
     momentum : float
-        From 0 to below 1, as in `torch.optim.SGD`: :math:`v \leftarrow \mu v + \nabla L`, :math:`\theta \leftarrow
+        From 0 to below 1, as in `torch.optim.SGD`: :math:`v \leftarrow \mu v + \nabla L,\ \theta \leftarrow
         \theta - \eta v`.
+    loss : callable, optional
+        Another loss, ``loss(prediction, y)``, a scalar tensor. For an ensemble it is called under `torch.vmap` with
+        the prediction of one member.
+    optimizer : torch.optim.Optimizer, optional
+        Of the parameters of `model`. It sees the sum of the members' losses: Adam, and all that act on each parameter
+        by itself, train the members as if each were alone; those that do not, such as LBFGS, couple them.
     record : dict of str to callable, optional
-        Functions of the model, each returning a tensor, evaluated without gradients at the steps of `record_at`.
+        Functions of the model, each returning a tensor, evaluated without gradients at the steps of `record_at`: for
+        example ``lambda model: model(x_test)``, ``lambda model: empirical_ntk(model, x_probe)``, or
+        ``distance_moved(model)``.
     record_at : sequence of int, optional
-        Steps from 0 to `steps`; by default the first and the last, ``(0, steps)``.
+        Steps from 0 to `steps`, such as ``log_spaced_steps(steps)``; by default the first and the last, ``(0, steps)``.
 
     Returns
     -------
     TrainingRecord
+        Interrupted by Ctrl-C, the record so far, after a warning; a second Ctrl-C raises KeyboardInterrupt.
 
     Raises
     ------
     TypeError, ValueError
         For arguments of wrong shape, type or value, by name.
     DivergenceError
-        As soon as a loss is not finite or a million times the one at the start. It carries the record so far.
+        Where a loss is not finite or, for the mean square error, a million times the one at the start: within a tenth
+        of a second, or two steps if they last longer. It carries the record so far.
     """
-    require_positive("learning_rate", learning_rate)
+    if (optimizer is None) == (learning_rate is None):
+        raise ValueError(f"learning_rate, optimizer: expected exactly one, got {learning_rate} and {optimizer}")
     require_integer("steps", steps, at_least=1)
     require_momentum(momentum)
-    record = record or {}
     record_at = _check_record_at(record_at, steps)
-    params = _check_data(model, x, y)
-    start = copy.deepcopy(model)
+    params = _check_data(model, x, y, loss)
+    if optimizer is None:
+        require_positive("learning_rate", learning_rate)
+    else:
+        _check_optimizer(optimizer, params, momentum)
 
-    velocities = [torch.zeros_like(p) for p in params] if momentum else None
-    losses, values = [], {name: [] for name in record}
-    for step in range(steps + 1):
-        loss = _half_mean_square(model, x, y)
-        if step == 0:
-            require_finite("the loss at the start", loss)
-            limit = DIVERGENCE_FACTOR * torch.maximum(loss.detach(), y.square().mean() / 2)
-        if not (loss <= limit).all():
-            so_far = _record(learning_rate, losses, [s for s in record_at if s < step], values)
-            worst = loss.detach().nan_to_num(math.inf).max().item()
-            bound = (1 + momentum) * _stability_bound(start, x, y)
-            raise DivergenceError(step, worst, learning_rate, bound, so_far)
-        losses.append(loss.detach())
-        if step in record_at:
-            with torch.no_grad():
-                for name, function in record.items():
-                    values[name].append(torch.as_tensor(function(model)).detach().clone())
-        if step < steps:
-            gradients = torch.autograd.grad(loss.sum(), params, allow_unused=True, materialize_grads=True)
-            with torch.no_grad():
-                if momentum:
-                    gradients = [v.mul_(momentum).add_(g) for v, g in zip(velocities, gradients, strict=True)]
-                for p, gradient in zip(params, gradients, strict=True):
-                    p.sub_(gradient, alpha=learning_rate)
-    return _record(learning_rate, losses, record_at, values)
-
-
-def _half_mean_square(model, x, y):
-    """Half the mean square error: a scalar, or (S,) for an ensemble."""
-    prediction, size = model(x), getattr(model, "ensemble_size", None)
-    expected = prediction.shape if size is None else prediction.shape[1:]
-    if y.shape != expected:  # broadcasting (n,) against (n, 1) would go unnoticed
-        raise ValueError(f"y: expected the shape of the predictions, {tuple(expected)}, got {tuple(y.shape)}")
-    return (prediction - y).square().flatten(-y.ndim).mean(-1) / 2
+    if loss is None and optimizer is None:
+        method, start = descent(model, x, y, learning_rate, momentum), copy.deepcopy(model)
+    else:
+        losses = partial(half_mean_square if loss is None else partial(_losses, loss), x=x, y=y)
+        method, start = Autograd(model, losses, learning_rate, momentum, optimizer), None
+    limit = _limit(method.loss(), y if loss is None else None)
+    run = _Run(learning_rate, limit, {name: [] for name in record or {}})
+    try:
+        with interruption() as ctrl_c, progress_bar(steps, "step") as bar:
+            for stop in sorted({*record_at, steps}):
+                for losses in _stretches(method.advance, stop - run.step):
+                    run.append(losses)
+                    bar.update(len(losses))
+                    if ctrl_c.is_set():
+                        warnings.warn(f"interrupted after {run.step} of {steps} steps", RuntimeWarning, stacklevel=2)
+                        return run.record(method.loss())
+                last = method.loss()
+                run.check(last.unsqueeze(0))
+                if stop in record_at:
+                    run.take(model, record or {})
+    except _Diverged as diverged:
+        bound = None if start is None else (1 + momentum) * _stability_bound(start, x, y)
+        raise DivergenceError(*diverged.args, learning_rate, bound, run.record()) from None
+    return run.record(last)
 
 
-def _record(learning_rate, losses, steps, values):
-    stacked = {name: torch.stack(taken) for name, taken in values.items() if taken}
-    return TrainingRecord(learning_rate, torch.stack(losses), steps, stacked)
+def log_spaced_steps(steps, count=50):
+    """The integers 0 and at most `count` from 1 to `steps`, as evenly spaced on a logarithmic axis as integers can be.
+
+    Raises TypeError or ValueError unless these are integers, `steps` at least 1 and `count` at least 2.
+    """
+    require_integer("steps", steps, at_least=1)
+    require_integer("count", count, at_least=2)
+    return sorted({0, *np.geomspace(1, steps, count).round().astype(int).tolist()})
+
+
+def distance_moved(model):
+    r"""For the `record` of `train`: how far each trainable parameter is from where it is now.
+
+    Returns
+    -------
+    callable
+        A function of the model: the Frobenius norms :math:`\|\theta_l(t) - \theta_l(0)\|` of its trainable parameters,
+        in the order of ``model.named_parameters()``, as a Tensor (L,), or (L, S) for an ensemble.
+    """
+    start = {name: p.detach().clone() for name, p in require_trainable(model).items()}
+    first_axis = 0 if getattr(model, "ensemble_size", None) is None else 1
+
+    def distances(model):
+        params = dict(model.named_parameters())
+        moved = ((params[name].detach() - before).flatten(first_axis) for name, before in start.items())
+        return torch.stack([torch.linalg.vector_norm(difference, dim=-1) for difference in moved])
+
+    return distances
+
+
+class _Diverged(Exception):
+    """Carries the step, and the loss there."""
+
+
+class _Run:
+    """The losses and values of a run so far, and the bounds that its losses must keep."""
+
+    def __init__(self, learning_rate, limit, values):
+        self.learning_rate, self.limit, self.values = learning_rate, limit, values
+        self.step, self.losses, self.steps = 0, [], []
+
+    def check(self, losses):
+        """Stop at losses of the next steps that are out of bounds; keep those before."""
+        beyond = ~(losses <= self.limit).reshape(len(losses), -1).all(1)
+        if beyond.any():
+            first = beyond.int().argmax().item()
+            self.losses.append(losses[:first])
+            raise _Diverged(self.step + first, losses[first].nan_to_num(math.inf, posinf=math.inf).max().item())
+
+    def append(self, losses):
+        self.check(losses)
+        self.losses.append(losses)
+        self.step += len(losses)
+
+    def take(self, model, record):
+        with torch.no_grad():
+            for name, function in record.items():
+                self.values[name].append(torch.as_tensor(function(model)).detach().clone())
+        self.steps.append(self.step)
+
+    def record(self, last=None):
+        losses = self.losses if last is None else [*self.losses, last.unsqueeze(0)]
+        stacked = {name: torch.stack(taken) for name, taken in self.values.items() if taken}
+        return TrainingRecord(self.learning_rate, torch.cat(losses), self.steps, stacked)
+
+
+def _limit(loss, y):
+    """The largest loss of a run that has not diverged; where only its start is known, any finite one."""
+    require_finite("the loss at the start", loss)
+    if y is None:
+        return torch.full_like(loss, torch.finfo(loss.dtype).max)
+    return DIVERGENCE_FACTOR * torch.maximum(loss, y.square().mean() / 2)
+
+
+def _stretches(advance, steps):
+    """Take so many steps; yield their losses stretch by stretch."""
+    count = 1
+    while steps:
+        started = time.perf_counter()
+        losses = advance(min(count, steps))
+        elapsed = time.perf_counter() - started
+        steps -= len(losses)
+        count = max(1, count // 2) if elapsed > SECONDS_OF_A_STRETCH else 2 * count
+        yield losses
+
+
+def _losses(loss, model, x, y):
+    """A loss of the user's, for each member of an ensemble."""
+    prediction = model(x)
+    if getattr(model, "ensemble_size", None) is None:
+        losses = loss(prediction, y)
+    else:
+        losses = torch.vmap(loss, (0, None))(prediction, y)
+    expected = prediction.shape[: getattr(model, "ensemble_size", None) is not None]
+    if losses.shape != expected:
+        raise ValueError(f"loss: expected a scalar for each member, got shape {tuple(losses.shape)}")
+    return losses
 
 
 def _stability_bound(model, x, y):
@@ -193,12 +319,22 @@ def _check_record_at(record_at, steps):
     return taken
 
 
-def _check_data(model, x, y):
+def _check_data(model, x, y, loss):
     """Check the data against each other and against the model; return its trainable parameters."""
     params = list(require_trainable(model).values())
     arguments = Arguments(("the parameters", params[0]))
     arguments.inputs("x", x, model)
-    arguments.tensor("y", y, "n" if isinstance(y, torch.Tensor) and y.ndim == 1 else "n C")
+    if loss is None:
+        arguments.tensor("y", y, "n" if isinstance(y, Tensor) and y.ndim == 1 else "n C")
     if len(x) != len(y):
         raise ValueError(f"x: expected {len(y)} rows, as many as y, got shape {tuple(x.shape)}")
     return params
+
+
+def _check_optimizer(optimizer, params, momentum):
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if not {id(p) for group in optimizer.param_groups for p in group["params"]} & {id(p) for p in params}:
+        raise ValueError("optimizer: expected one of the parameters of model, got one of others")
+    if momentum:
+        raise ValueError(f"momentum: expected 0 where an optimizer is given, which has its own, got {momentum}")

@@ -1,5 +1,9 @@
 import math
+import multiprocessing
 import pickle
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,13 +13,19 @@ from torch import nn
 from ntk_helpers import (
     MLP,
     DivergenceError,
+    _descent,
+    distance_moved,
     empirical_ntk,
     flatten_outputs,
     gradient_flow,
     linearize,
+    log_spaced_steps,
     max_learning_rate,
     train,
+    training,
 )
+from ntk_helpers._progress import progress_bar
+from ntk_helpers.models import ACTIVATIONS
 
 
 @pytest.fixture
@@ -183,6 +193,235 @@ def test_divergence_stops_with_the_bound_and_the_record(data, seed, momentum):
     train(MLP(3, 64, 1, 2, activation="identity", **seed), x, y, learning_rate=0.9 * bound, steps=1000)
 
 
+STRUCTURES = [
+    {"depth": depth, "d_out": d_out, "b_std": b_std, "antisymmetric": antisymmetric, "activation": activation} | start
+    for depth in (0, 1, 2)
+    for d_out in (1, 2)
+    for b_std in (None, 0.3)
+    for antisymmetric in (False, True)
+    for activation in ("relu", "tanh")
+    for start in ({"seed": 0}, {"seeds": [0, 1, 2]})
+]
+ELEMENTWISE = [
+    {"depth": 2, "d_out": 2, "activation": activation, "parameterization": parameterization, "seeds": [3, 4]}
+    for activation in ACTIVATIONS
+    for parameterization in ("ntk", "standard")
+]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+@pytest.mark.parametrize("options", STRUCTURES + ELEMENTWISE, ids=str)
+def test_steps_without_a_graph_are_those_of_autograd(data, monkeypatch, options, momentum):
+    x, y = data[0], data[1][:, : options["d_out"]]
+    monkeypatch.setattr(_descent, "BLOCK", 8 * 10 * 8 * 2)  # one or two members at once
+    ours, theirs = (MLP(3, 8, output_scale=1.5, **options) for _ in range(2))
+    method = _descent.descent(ours, x, y, 0.02, momentum)
+    assert isinstance(method, _descent.LayeredDescent | _descent.ShallowDescent)
+    autograd = _descent.Autograd(theirs, lambda model: _descent.half_mean_square(model, x, y), 0.02, momentum)
+    torch.testing.assert_close(method.loss(), autograd.loss())
+    for steps in (7, 5):
+        losses = method.advance(steps)
+        torch.testing.assert_close(losses, autograd.advance(steps), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()), rtol=1e-10, atol=1e-12)
+    assert losses.shape == ((5, *theirs(x).shape[:-2]))
+
+
+def test_shallow_networks_of_relus_take_the_shortest_way(data):
+    x, y = data
+    method = _descent.descent(MLP(3, 8, 1, seed=0), x, y[:, :1], 0.1, 0.0)
+    assert isinstance(method, _descent.ShallowDescent)
+
+
+class Doubled(MLP):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def _frozen():
+    net = MLP(3, 8, 1, 2, seed=0)
+    net.weights[0].requires_grad_(False)
+    return net
+
+
+def _with_a_hook_on_a_gradient():
+    net = MLP(3, 8, 1, 2, seed=0)
+    net.weights[0].register_hook(torch.zeros_like)
+    return net
+
+
+def _with_a_hook_on_the_output():
+    net = MLP(3, 8, 1, 2, seed=0)
+    net.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return net
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Doubled(3, 8, 1, 2, seed=0),
+        lambda: MLP(3, 8, 1, 2, seed=0, activation=nn.PReLU(dtype=torch.float64)),
+        lambda: MLP(3, 8, 1, 2, seed=0, activation=nn.ReLU(inplace=True)),
+        _frozen,
+        _with_a_hook_on_a_gradient,
+        _with_a_hook_on_the_output,
+    ],
+)
+def test_whatever_is_more_than_an_mlp_takes_autograd(data, build):
+    x, y = data
+    ours, theirs = build(), build()
+    assert isinstance(_descent.descent(ours, x, y, 0.1, 0.0), _descent.Autograd)
+    train(ours, x, y, learning_rate=0.1, steps=3)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (nn.functional.mse_loss(theirs(x), y) / 2).backward()
+        optimizer.step()
+    torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
+
+
+@pytest.mark.parametrize("model", [lambda: MLP(3, 8, 1, seed=0), lambda: MLP(3, 8, 1, 1, seed=0, activation=nn.Tanh())])
+def test_results_do_not_depend_on_the_stretches(data, monkeypatch, model):
+    x, y = data[0], data[1][:, :1]
+    found = []
+    for seconds in (0.0, math.inf):
+        monkeypatch.setattr(training, "SECONDS_OF_A_STRETCH", seconds)
+        net = model()
+        loss = train(net, x, y, learning_rate=0.1, steps=37, momentum=0.5).loss
+        found.append([loss, *net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("seeds", [{"seed": 0}, {"seeds": [0, 1]}])
+def test_optimizer_and_loss_of_the_user(data, seeds):
+    """Classification by Adam; the members of an ensemble as if each were alone."""
+    x, labels = data[0], torch.arange(10) % 2
+    ours = MLP(3, 8, 1, 2, **seeds)
+    optimizer = torch.optim.Adam(ours.parameters(), lr=0.01)
+    record = train(ours, x, labels, steps=20, optimizer=optimizer, loss=nn.functional.cross_entropy)
+    for s, seed in enumerate(seeds.get("seeds", [0])):
+        net = MLP(3, 8, 1, 2, seed=seed)
+        adam, expected = torch.optim.Adam(net.parameters(), lr=0.01), []
+        for _ in range(20):
+            adam.zero_grad()
+            loss = nn.functional.cross_entropy(net(x), labels)
+            loss.backward()
+            adam.step()
+            expected.append(loss.detach())
+        torch.testing.assert_close(record.loss[:-1].reshape(20, -1)[:, s], torch.stack(expected))
+        torch.testing.assert_close(ours(x).reshape(-1, 10, 2)[s], net(x))
+    assert record.learning_rate is None
+    with pytest.raises(ValueError, match="times: expected a run at a learning rate"):
+        record.times  # noqa: B018
+
+
+def test_optimizer_that_evaluates_several_times_a_step(data):
+    x, y = data
+    net = MLP(3, 8, 0, 2, seed=0)
+    solution = torch.linalg.lstsq(torch.cat([x, torch.ones(10, 1, dtype=x.dtype)], 1), y).solution
+    best = (torch.cat([x, torch.ones(10, 1, dtype=x.dtype)], 1) @ solution - y).square().mean() / 2
+    loss = train(net, x, y, steps=20, optimizer=torch.optim.LBFGS(net.parameters())).loss
+    assert loss.shape == (21,)
+    torch.testing.assert_close(loss[-1], best, rtol=1e-8, atol=0)
+
+
+def test_own_loss_by_gradient_descent(data):
+    x, y = data
+    whole, half = MLP(3, 8, 1, 2, seed=0), MLP(3, 8, 1, 2, seed=0)
+    loss = train(whole, x, y, steps=10, learning_rate=0.1, loss=nn.functional.mse_loss).loss
+    torch.testing.assert_close(loss, 2 * train(half, x, y, steps=10, learning_rate=0.2).loss)
+
+
+def test_divergence_of_an_own_loss(data):
+    """Only what is not finite counts: nothing is known of its scale."""
+    x, y = data
+    with pytest.raises(DivergenceError, match=r"^training diverged at step \d+: the loss is inf$") as caught:
+        train(MLP(3, 8, 1, 2, seed=0), x, y, steps=10_000, learning_rate=100.0, loss=nn.functional.mse_loss)
+    assert caught.value.max_learning_rate is None
+    assert caught.value.record.loss.isfinite().all()
+
+
+@pytest.mark.parametrize("model", [lambda: MLP(3, 8, 1, seed=0), lambda: MLP(3, 8, 1, 1, seed=0, activation=nn.Tanh())])
+def test_interrupted_run_returns_its_record(data, model):
+    x, y = data[0], data[1][:, :1]
+    handler, net = signal.getsignal(signal.SIGINT), model()
+
+    def observe(net):
+        if observe.calls == 2:
+            signal.raise_signal(signal.SIGINT)
+        observe.calls += 1
+        return net(x)
+
+    observe.calls = 0
+    with pytest.warns(RuntimeWarning, match=r"interrupted after \d+ of 1000 steps"):
+        record = train(net, x, y, learning_rate=0.1, steps=1000, record={"f": observe}, record_at=range(0, 1000, 10))
+    assert signal.getsignal(signal.SIGINT) is handler
+    taken = len(record.loss) - 1
+    assert 20 < taken < 1000
+    assert record.steps == [0, 10, 20]
+    assert record["f"].shape == (3, 10, 1)
+    again = model()
+    torch.testing.assert_close(train(again, x, y, learning_rate=0.1, steps=taken).loss, record.loss)
+    torch.testing.assert_close(list(again.parameters()), list(net.parameters()))
+
+
+def test_second_interruption_stops_at_once(data):
+    x, y = data
+
+    def observe(net):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(MLP(3, 8, 1, 2, seed=0), x, y, learning_rate=0.1, steps=10, record={"f": observe})
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_interruption_in_a_thread_is_none(data):
+    """Only the main thread hears of signals."""
+    x, y = data
+    with ThreadPoolExecutor(1) as pool:
+        record = pool.submit(train, MLP(3, 8, 1, 2, seed=0), x, y, learning_rate=0.1, steps=5).result()
+    assert len(record.loss) == 6
+
+
+def test_recorders(data):
+    x, y = data
+    net = MLP(3, 8, 1, 2, seeds=[0, 1])
+    start = [p.detach().clone() for p in net.parameters()]
+    observed = {"moved": distance_moved(net), "kernel": lambda net: empirical_ntk(net, x[:3], output="trace")}
+    record = train(net, x, y, learning_rate=0.1, steps=100, record=observed, record_at=log_spaced_steps(100, 5))
+    assert record.steps == [0, 1, 3, 10, 32, 100]
+    assert record["moved"].shape == (6, 4, 2)
+    assert record["kernel"].shape == (6, 2, 3, 3)
+    assert (record["moved"][0] == 0).all()
+    for moved, p, before in zip(record["moved"][-1], net.parameters(), start, strict=True):
+        torch.testing.assert_close(moved, (p - before).flatten(1).norm(dim=1).detach())
+    torch.testing.assert_close(record["kernel"][-1], empirical_ntk(net, x[:3], output="trace"))
+    single = MLP(3, 8, 1, 2, seed=1)
+    moved = train(single, x, y, learning_rate=0.1, steps=100, record={"moved": distance_moved(single)})["moved"]
+    torch.testing.assert_close(moved[-1], record["moved"][-1, :, 1])
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "expected"), [(1, 2, [0, 1]), (3, 50, [0, 1, 2, 3]), (1000, 4, [0, 1, 10, 100, 1000])]
+)
+def test_log_spaced_steps(steps, count, expected):
+    assert log_spaced_steps(steps, count) == expected
+
+
+@pytest.mark.parametrize(("watched", "silent"), [(True, False), (False, True)])
+def test_progress_bar_is_for_whoever_watches(monkeypatch, capsys, watched, silent):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
+    with progress_bar(10, "step") as bar:
+        assert bar.disable == silent
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: "a process")
+    with progress_bar(10, "step") as bar:
+        assert bar.disable
+    assert capsys.readouterr().err == ""
+
+
 X = torch.ones(4, 3, dtype=torch.float64)
 Y = torch.ones(4, 1, dtype=torch.float64)
 
@@ -204,6 +443,14 @@ Y = torch.ones(4, 1, dtype=torch.float64)
         ({"y": Y / 0}, "y: expected finite values, got 4 NaN or infinite of 4"),
         ({"y": Y[:, 0]}, r"y: expected the shape of the predictions, \(4, 1\), got \(4,\)"),
         ({"y": Y.unsqueeze(0)}, r"y: expected shape \(n, C\), got \(1, 4, 1\)"),
+        ({"learning_rate": None}, "learning_rate, optimizer: expected exactly one, got None and None"),
+        ({"optimizer": 3}, "learning_rate, optimizer: expected exactly one, got 0.1 and 3"),
+        ({"optimizer": 3, "learning_rate": None}, "optimizer: expected a torch.optim.Optimizer, got int"),
+        (
+            {"optimizer": torch.optim.SGD([torch.ones(1)], lr=0.1), "learning_rate": None},
+            "optimizer: expected one of the parameters of model, got one of others",
+        ),
+        ({"loss": lambda f, y: f - y}, r"loss: expected a scalar for each member, got shape \(4, 1\)"),
         ({"learning_rate": "0.1"}, "learning_rate: expected a number, got '0.1'"),
         ({"learning_rate": torch.ones(2)}, "learning_rate: expected a number, got tensor"),
         ({"x": X[:0], "y": Y[:0]}, r"x: expected shape \(n, ...\) with n > 0, got \(0, 3\)"),

@@ -1,0 +1,301 @@
+"""Steps of full-batch gradient descent: of any module by automatic differentiation, of an MLP without a graph.
+
+Each way has ``loss()``, the loss of each member now, and ``advance(steps)``, which changes the parameters and returns
+the losses before each step, (steps,) or (steps, S).
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from ntk_helpers.models import ACTIVATIONS, MLP
+
+# Bytes of hidden activations that are worked on at once: with more, they no longer stay in the caches of a processor.
+BLOCK = 4 * 2**20
+FEW = 32
+
+
+def descent(model, x, y, learning_rate, momentum):
+    """The fastest way to descend half the mean square error."""
+    if not _is_plain_mlp(model) or y.shape[1:] != model.weights[-1].shape[-2:-1]:
+        return Autograd(model, lambda model: half_mean_square(model, x, y), learning_rate, momentum)
+    one_layer_of_relus = len(model.weights) == 2 and model.activation is torch.relu and y.shape[1] == 1
+    return (ShallowDescent if one_layer_of_relus else LayeredDescent)(model, x, y, learning_rate, momentum)
+
+
+def half_mean_square(model, x, y):
+    """Half the mean square error: a scalar, or (S,) for an ensemble."""
+    prediction, size = model(x), getattr(model, "ensemble_size", None)
+    expected = prediction.shape if size is None else prediction.shape[1:]
+    if y.shape != expected:  # broadcasting (n,) against (n, 1) would go unnoticed
+        raise ValueError(f"y: expected the shape of the predictions, {tuple(expected)}, got {tuple(y.shape)}")
+    return (prediction - y).square().flatten(-y.ndim).mean(-1) / 2
+
+
+class Autograd:
+    """Any module and any loss, a function of the model; by `optimizer`, or by gradient descent with momentum."""
+
+    def __init__(self, model, losses, learning_rate=None, momentum=0.0, optimizer=None):
+        self.model, self.losses, self.optimizer = model, losses, optimizer
+        self.learning_rate, self.momentum = learning_rate, momentum
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        self.velocities = _velocities(self.params, momentum)
+
+    @torch.no_grad()
+    def loss(self):
+        return self.losses(self.model)
+
+    def advance(self, steps):
+        step = self._descend if self.optimizer is None else self._optimize
+        return torch.stack([step() for _ in range(steps)])
+
+    def _descend(self):
+        losses = self.losses(self.model)
+        gradients = torch.autograd.grad(losses.sum(), self.params, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            targets = _targets(self.params, self.velocities, self.momentum)
+            for target, gradient in zip(targets, gradients, strict=True):
+                target.sub_(gradient, alpha=self.learning_rate)
+            _move(self.params, self.velocities)
+        return losses.detach()
+
+    def _optimize(self):
+        found = []
+
+        def closure():  # some optimizers call it several times a step
+            self.optimizer.zero_grad()
+            losses = self.losses(self.model)
+            losses.sum().backward()
+            found.append(losses.detach())
+            return losses.sum()
+
+        self.optimizer.step(closure)
+        return found[0]
+
+
+def _is_plain_mlp(model):
+    """Whether an MLP is what its class says: no other parameters, none frozen, and nothing hooked to them."""
+    if type(model) is not MLP or model.activation not in ACTIVATIONS.values():
+        return False
+    networks = [model] if model.twin is None else [model, model.twin]
+    params = [p for net in networks for p in (*net.weights, *net.biases)]
+    plain = all(type(p) is nn.Parameter and p.requires_grad and not p._backward_hooks for p in params)
+    hooks = [hooks for net in networks for hooks in (net._forward_hooks, net._forward_pre_hooks, net._backward_hooks)]
+    return plain and not any(hooks) and {*map(id, params)} == {*map(id, model.parameters())}
+
+
+class _MLPDescent:
+    """An MLP as its copies, the network and its twin if it has one: each with its factor in the output, and its layers.
+
+    Layers are weights (S, fan_out, fan_in) and biases (S, fan_out), views of the parameters, and their scales. As the
+    members do not see each other, all steps are taken with a block of them that fits the caches, then with the next.
+    """
+
+    def __init__(self, model, x, y, learning_rate, momentum):
+        self.model, self.x, self.y = model, x, y
+        self.learning_rate, self.momentum = learning_rate, momentum
+        factor = model.output_scale if model.twin is None else model.output_scale / math.sqrt(2)
+        self.copies = [(factor, _layers(model, model._scales))]
+        if model.twin is not None:
+            self.copies.append((-factor, _layers(model.twin, model._scales)))
+        first = self.copies[0][1][0][0]
+        size = len(self.copies) * max(first.shape[1], 1) * len(x) * first.element_size()
+        block = max(1, BLOCK // size)
+        self.blocks = [slice(start, start + block) for start in range(0, len(first), block)]
+
+    @torch.no_grad()
+    def loss(self):
+        return half_mean_square(self.model, self.x, self.y)
+
+    @torch.no_grad()
+    def advance(self, steps):
+        losses = self.x.new_empty(steps, self.model.ensemble_size or 1)
+        self._load()
+        for members in self.blocks:
+            self._advance(members, losses[:, members])
+        self._store()
+        return losses[:, 0] if self.model.ensemble_size is None else losses
+
+    def _load(self):
+        """Take the parameters of the model, where the steps change others."""
+
+    def _store(self):
+        """Give them back."""
+
+
+def _layers(net, scales):
+    weights = [w.detach().reshape(-1, *w.shape[-2:]) for w in net.weights]
+    if not len(net.biases):  # as if they were zero and stayed there
+        return [(w, w.new_zeros(w.shape[:2]), w_scale, 0.0) for w, (w_scale, _) in zip(weights, scales, strict=True)]
+    biases = [b.detach().reshape(-1, b.shape[-1]) for b in net.biases]
+    return [(w, b, *scale) for w, b, scale in zip(weights, biases, scales, strict=True)]
+
+
+class _Layer:
+    """A layer of a block of members with its input h, its pre-activation z, and the gradient of the loss by h."""
+
+    def __init__(self, weights, biases, w_scale, b_scale, velocities, h):
+        self.weights, self.biases, self.w_scale, self.b_scale = weights, biases, w_scale, b_scale
+        self.velocities, self.h = velocities, h
+        self.z = h.new_empty(len(weights), weights.shape[1], h.shape[-1])
+        self.gradient = torch.empty_like(h)
+
+
+class LayeredDescent(_MLPDescent):
+    """Any MLP, layer by layer: the gradient of the weights is added to the weights by the product that makes it.
+
+    Written to fresh memory at every step, as autograd does, it costs as much as the product. Units lie on the next to
+    last axis and samples on the last.
+    """
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.activation, self.derivative = _ELEMENTWISE[self.model.activation]
+        self.velocities = [[_velocities(layer[:2], self.momentum) for layer in layers] for _, layers in self.copies]
+
+    def _advance(self, members, losses):
+        factors = [factor for factor, _ in self.copies]
+        copies = [self._block(members, *copy) for copy in zip(self.copies, self.velocities, strict=True)]
+        for loss in losses:
+            for layers in copies:
+                self._forward(layers)
+            outputs = (factor * layers[-1].z for factor, layers in zip(factors, copies, strict=True))
+            residual = sum(outputs) - self.y.mT
+            loss.copy_(residual.square().mean((-2, -1)) / 2)
+            for factor, layers in zip(factors, copies, strict=True):
+                self._backward(layers, factor / self.y.numel() * residual)
+
+    def _block(self, members, copy, velocities):
+        layers, h = [], self.x.mT
+        for (w, b, *scales), velocity in zip(copy[1], velocities, strict=True):
+            h = h.expand(len(w[members]), *h.shape) if not layers else torch.empty_like(layers[-1].z)
+            layers.append(_Layer(w[members], b[members], *scales, velocity and [v[members] for v in velocity], h))
+        return layers
+
+    def _forward(self, layers):
+        for layer, after in zip(layers, [*layers[1:], None], strict=True):
+            biases, scales = layer.biases.unsqueeze(-1), {"beta": layer.b_scale, "alpha": layer.w_scale}
+            torch.baddbmm(biases, layer.weights, layer.h, **scales, out=layer.z)
+            if after is not None:
+                self.activation(layer.z, after.h)
+
+    def _backward(self, layers, gradient):
+        """Change the layers from the last to the first, given the gradient of the loss by the output."""
+        for layer, before in zip(reversed(layers), [*reversed(layers[:-1]), None], strict=True):
+            params = layer.weights, layer.biases
+            if before is not None:
+                torch.bmm(layer.weights.mT, gradient, out=layer.gradient).mul_(layer.w_scale)
+            to_weights, to_biases = _targets(params, layer.velocities, self.momentum)
+            _add_product(to_weights, gradient, layer.h.mT, -self.learning_rate * layer.w_scale)
+            to_biases.add_(gradient.sum(-1), alpha=-self.learning_rate * layer.b_scale)
+            _move(params, layer.velocities)
+            if before is not None:
+                gradient = layer.gradient.mul_(self.derivative(before.z, layer.h))
+
+
+# Of each activation h = phi(z): how to write it to h, and its derivative in the place of z.
+_ELEMENTWISE = {
+    "relu": (lambda z, h: torch.clamp(z, min=0, out=h), lambda z, h: z.gt_(0)),
+    "tanh": (lambda z, h: torch.tanh(z, out=h), lambda z, h: torch.mul(h, h, out=z).neg_().add_(1)),
+    "erf": (lambda z, h: torch.erf(z, out=h), lambda z, h: z.square_().neg_().exp_().mul_(2 / math.sqrt(math.pi))),
+    "gelu": (
+        lambda z, h: nn.functional.gelu(z, out=h),
+        lambda z, h: torch.ops.aten.gelu_backward.grad_input(torch.ones_like(z), z, grad_input=z),
+    ),
+    "sin": (lambda z, h: torch.sin(z, out=h), lambda z, h: z.cos_()),
+    "cos": (lambda z, h: torch.cos(z, out=h), lambda z, h: z.sin_().neg_()),
+    "abs": (lambda z, h: torch.abs(z, out=h), lambda z, h: z.sign_()),
+    "identity": (lambda z, h: h.copy_(z), lambda z, h: z.fill_(1)),
+}
+_ELEMENTWISE = {ACTIVATIONS[name]: pair for name, pair in _ELEMENTWISE.items()}
+
+
+def _add_product(target, left, right, factor):
+    """Add factor times left @ right; where that has few columns, by its transpose, which is several times faster."""
+    if target.shape[-1] < FEW:
+        target.add_((right.mT @ left.mT).mT, alpha=factor)
+    else:
+        target.baddbmm_(left, right, alpha=factor)
+
+
+class ShallowDescent(_MLPDescent):
+    r"""One hidden layer of ReLUs and one output, in a handful of operations on all hidden units of many members.
+
+    With inputs :math:`\tilde x = (s_1 x, s_b)`, weights :math:`w_j` with their bias, and the residuals :math:`r_i`,
+
+    .. math:: G_j = \sum_i r_i 1[w_j \cdot \tilde x_i > 0] \tilde x_i, \qquad
+              \partial w_j \propto a_j G_j, \qquad \partial a_j \propto w_j \cdot G_j:
+
+    both gradients follow from one sum over the samples, to which the hidden layer only gives the signs. Units lie on
+    the last axis, where products of few rows are fast. A twin's units stand beside the network's own, with the sign of
+    their readout turned.
+    """
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        (factor, [(*_, w_scale, b_scale), (*_, a_scale, c_scale)]), n = self.copies[0], len(self.x)
+        self.a_scale, self.c_scale = factor * a_scale, factor * c_scale
+        self.inputs = torch.cat([w_scale * self.x.mT, self.x.new_full((1, n), b_scale)])  # (d + 1, n)
+        self.params = self._packed()
+        self.velocities = _velocities(self.params, self.momentum)
+
+    def _packed(self):
+        """Weights (S, d + 1, units), readout (S, 1, units), and the output's biases (S, 1, copies)."""
+        packed = []
+        for factor, ((w, b, *_), (a, c, *_)) in self.copies:
+            sign = math.copysign(1, factor)
+            packed.append((torch.cat([w.mT, b.unsqueeze(1)], 1), sign * a, sign * c.unsqueeze(1)))
+        return [torch.cat(parts, -1).contiguous() for parts in zip(*packed, strict=True)]
+
+    def _load(self):
+        for param, packed in zip(self.params, self._packed(), strict=True):
+            param.copy_(packed)
+
+    def _store(self):
+        parts = zip(*(p.chunk(len(self.copies), -1) for p in self.params), strict=True)
+        for (factor, ((w, b, *_), (a, c, *_))), (weights, readout, constant) in zip(self.copies, parts, strict=True):
+            w.copy_(weights[:, :-1].mT)
+            b.copy_(weights[:, -1])
+            a.copy_(math.copysign(1, factor) * readout)
+            c.copy_(math.copysign(1, factor) * constant.squeeze(1))
+
+    def _advance(self, members, losses):
+        params = weights, readout, constant = [p[members] for p in self.params]
+        velocities = self.velocities and [v[members] for v in self.velocities]
+        inputs = self.inputs.expand(len(weights), *self.inputs.shape)
+        minus_y = -self.y.mT.expand(len(weights), *self.y.mT.shape)
+        hidden, residual = weights.new_empty(len(weights), weights.shape[-1], len(self.x)), torch.empty_like(minus_y)
+        weighted, sums = torch.empty_like(inputs), torch.empty_like(weights)
+        products, to_readout = torch.empty_like(weights), torch.empty_like(readout)
+        step = -self.learning_rate / len(self.x)
+        for loss in losses:
+            torch.bmm(weights.mT, inputs, out=hidden).relu_()
+            torch.add(minus_y, constant.sum(-1, keepdim=True), alpha=self.c_scale, out=residual)
+            residual.baddbmm_(readout, hidden, alpha=self.a_scale)
+            torch.linalg.vector_norm(residual, dim=(-2, -1), out=loss)
+            torch.mul(inputs, residual, out=weighted)
+            torch.bmm(weighted, hidden.sign_().mT, out=sums)
+            torch.sum(torch.mul(weights, sums, out=products), -2, keepdim=True, out=to_readout)
+            to_weights, to_a, to_constant = _targets(params, velocities, self.momentum)
+            to_weights.addcmul_(readout, sums, value=step * self.a_scale)
+            to_a.add_(to_readout, alpha=step * self.a_scale)
+            to_constant.add_(residual.sum(-1, keepdim=True), alpha=step * self.c_scale)
+            _move(params, velocities)
+        losses.square_().div_(2 * len(self.x))
+
+
+def _velocities(params, momentum):
+    r"""Of heavy-ball descent, in its form :math:`u \leftarrow \mu u - \eta \nabla L,\ \theta \leftarrow \theta + u`."""
+    return [torch.zeros_like(p) for p in params] if momentum else None
+
+
+def _targets(params, velocities, momentum):
+    """What the gradients times minus the learning rate are added to: the parameters, or their velocities."""
+    return params if velocities is None else [v.mul_(momentum) for v in velocities]
+
+
+def _move(params, velocities):
+    if velocities is not None:
+        for p, velocity in zip(params, velocities, strict=True):
+            p.add_(velocity)
