@@ -11,14 +11,14 @@ from torch import nn
 
 from ntk_helpers.models import ACTIVATIONS, MLP
 
-# Bytes of hidden activations that are worked on at once: with more, they no longer stay in the caches of a processor.
-BLOCK = 4 * 2**20
-FEW = 32
+BLOCK = 4 * 2**20  # bytes of a hidden layer to work on at once: with more, it no longer stays in a processor's caches
+FEW = 32  # columns of a result below which a product is several times slower than that of the transposes
 
 
 def descent(model, x, y, learning_rate, momentum):
     """The fastest way to descend half the mean square error."""
-    if not _is_plain_mlp(model) or y.shape[1:] != model.weights[-1].shape[-2:-1]:
+    fits = _is_plain_mlp(model) and x.shape[1:] == (model.d_in,) and y.shape[1:] == model.weights[-1].shape[-2:-1]
+    if not fits:
         return Autograd(model, lambda model: half_mean_square(model, x, y), learning_rate, momentum)
     one_layer_of_relus = len(model.weights) == 2 and model.activation is torch.relu and y.shape[1] == 1
     return (ShallowDescent if one_layer_of_relus else LayeredDescent)(model, x, y, learning_rate, momentum)
@@ -75,14 +75,15 @@ class Autograd:
 
 
 def _is_plain_mlp(model):
-    """Whether an MLP is what its class says: no other parameters, none frozen, and nothing hooked to them."""
+    """Whether an MLP is what its class says: no other parameters, none frozen or shared, and nothing hooked to them."""
     if type(model) is not MLP or model.activation not in ACTIVATIONS.values():
         return False
     networks = [model] if model.twin is None else [model, model.twin]
     params = [p for net in networks for p in (*net.weights, *net.biases)]
     plain = all(type(p) is nn.Parameter and p.requires_grad and not p._backward_hooks for p in params)
-    hooks = [hooks for net in networks for hooks in (net._forward_hooks, net._forward_pre_hooks, net._backward_hooks)]
-    return plain and not any(hooks) and {*map(id, params)} == {*map(id, model.parameters())}
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooked = any(getattr(net, kind) for net in networks for kind in kinds)
+    return plain and not hooked and sorted(map(id, params)) == sorted(map(id, model.parameters()))
 
 
 class _MLPDescent:
@@ -99,10 +100,9 @@ class _MLPDescent:
         self.copies = [(factor, _layers(model, model._scales))]
         if model.twin is not None:
             self.copies.append((-factor, _layers(model.twin, model._scales)))
-        first = self.copies[0][1][0][0]
-        size = len(self.copies) * max(first.shape[1], 1) * len(x) * first.element_size()
-        block = max(1, BLOCK // size)
-        self.blocks = [slice(start, start + block) for start in range(0, len(first), block)]
+        members, units, _ = self.copies[0][1][0][0].shape
+        block = max(1, BLOCK // (len(self.copies) * units * len(x) * x.element_size()))
+        self.blocks = [slice(start, start + block) for start in range(0, members, block)]
 
     @torch.no_grad()
     def loss(self):
@@ -125,10 +125,10 @@ class _MLPDescent:
 
 
 def _layers(net, scales):
-    weights = [w.detach().reshape(-1, *w.shape[-2:]) for w in net.weights]
+    weights = [w.detach() if w.ndim == 3 else w.detach().unsqueeze(0) for w in net.weights]
     if not len(net.biases):  # as if they were zero and stayed there
         return [(w, w.new_zeros(w.shape[:2]), w_scale, 0.0) for w, (w_scale, _) in zip(weights, scales, strict=True)]
-    biases = [b.detach().reshape(-1, b.shape[-1]) for b in net.biases]
+    biases = [b.detach() if b.ndim == 2 else b.detach().unsqueeze(0) for b in net.biases]
     return [(w, b, *scale) for w, b, scale in zip(weights, biases, scales, strict=True)]
 
 
@@ -212,7 +212,7 @@ _ELEMENTWISE = {ACTIVATIONS[name]: pair for name, pair in _ELEMENTWISE.items()}
 
 
 def _add_product(target, left, right, factor):
-    """Add factor times left @ right; where that has few columns, by its transpose, which is several times faster."""
+    """Add factor times left @ right."""
     if target.shape[-1] < FEW:
         target.add_((right.mT @ left.mT).mT, alpha=factor)
     else:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ntk_helpers._interruption import uninterrupted
 from ntk_helpers._progress import progress_bar
 
-_MISSING = "not in the cache"
+_MISSING = object()
 
 
 @dataclass
@@ -95,8 +95,8 @@ def sweep(function, grid, *, cache=None, n_jobs=-1):
 
 def _remember(key, value):
     """What joblib.Memory keeps by `key`: asked for what is not there, it says so."""
-    if isinstance(value, str) and value == _MISSING:
-        raise LookupError(_MISSING)
+    if value is _MISSING:
+        raise LookupError(key)
     return value
 
 

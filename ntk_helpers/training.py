@@ -151,8 +151,8 @@ def train(
     TypeError, ValueError
         For arguments of wrong shape, type or value, by name.
     DivergenceError
-        Where a loss is not finite or, for the mean square error, a million times the one at the start: within a tenth
-        of a second, or two steps if they last longer. It carries the record so far.
+        Where a loss is not finite or, for the mean square error, a million times the one at the start. It carries the
+        record up to there; the parameters may be some steps further.
     """
     if (optimizer is None) == (learning_rate is None):
         raise ValueError(f"learning_rate, optimizer: expected exactly one, got {learning_rate} and {optimizer}")
@@ -162,6 +162,7 @@ def train(
     params = _check_data(model, x, y, loss)
     if optimizer is None:
         require_positive("learning_rate", learning_rate)
+        learning_rate = float(learning_rate)
     else:
         _check_optimizer(optimizer, params, momentum)
 
@@ -170,8 +171,8 @@ def train(
     else:
         losses = partial(half_mean_square if loss is None else partial(_losses, loss), x=x, y=y)
         method, start = Autograd(model, losses, learning_rate, momentum, optimizer), None
-    limit = _limit(method.loss(), y if loss is None else None)
-    run = _Run(learning_rate, limit, {name: [] for name in record or {}})
+    last = method.loss()
+    run = _Run(learning_rate, _limit(last, y if loss is None else None), record or {})
     try:
         with interruption() as ctrl_c, progress_bar(steps, "step") as bar:
             for stop in sorted({*record_at, steps}):
@@ -180,15 +181,16 @@ def train(
                     bar.update(len(losses))
                     if ctrl_c.is_set():
                         warnings.warn(f"interrupted after {run.step} of {steps} steps", RuntimeWarning, stacklevel=2)
-                        return run.record(method.loss())
-                last = method.loss()
-                run.check(last.unsqueeze(0))
+                        return run.so_far(method.loss())
+                if stop > 0:
+                    last = method.loss()
+                    run.check(last.unsqueeze(0))
                 if stop in record_at:
-                    run.take(model, record or {})
+                    run.take(model)
     except _Diverged as diverged:
         bound = None if start is None else (1 + momentum) * _stability_bound(start, x, y)
-        raise DivergenceError(*diverged.args, learning_rate, bound, run.record()) from None
-    return run.record(last)
+        raise DivergenceError(*diverged.args, learning_rate, bound, run.so_far()) from None
+    return run.so_far(last)
 
 
 def log_spaced_steps(steps, count=50):
@@ -228,9 +230,9 @@ class _Diverged(Exception):
 class _Run:
     """The losses and values of a run so far, and the bounds that its losses must keep."""
 
-    def __init__(self, learning_rate, limit, values):
-        self.learning_rate, self.limit, self.values = learning_rate, limit, values
-        self.step, self.losses, self.steps = 0, [], []
+    def __init__(self, learning_rate, limit, record):
+        self.learning_rate, self.limit, self.record = learning_rate, limit, record
+        self.step, self.losses, self.steps, self.values = 0, [], [], {name: [] for name in record}
 
     def check(self, losses):
         """Stop at losses of the next steps that are out of bounds; keep those before."""
@@ -245,13 +247,13 @@ class _Run:
         self.losses.append(losses)
         self.step += len(losses)
 
-    def take(self, model, record):
+    def take(self, model):
         with torch.no_grad():
-            for name, function in record.items():
+            for name, function in self.record.items():
                 self.values[name].append(torch.as_tensor(function(model)).detach().clone())
         self.steps.append(self.step)
 
-    def record(self, last=None):
+    def so_far(self, last=None):
         losses = self.losses if last is None else [*self.losses, last.unsqueeze(0)]
         stacked = {name: torch.stack(taken) for name, taken in self.values.items() if taken}
         return TrainingRecord(self.learning_rate, torch.cat(losses), self.steps, stacked)
@@ -271,10 +273,10 @@ def _stretches(advance, steps):
     while steps:
         started = time.perf_counter()
         losses = advance(min(count, steps))
-        elapsed = time.perf_counter() - started
+        yield losses
+        elapsed = time.perf_counter() - started  # who takes the losses waits for a GPU to have them
         steps -= len(losses)
         count = max(1, count // 2) if elapsed > SECONDS_OF_A_STRETCH else 2 * count
-        yield losses
 
 
 def _losses(loss, model, x, y):

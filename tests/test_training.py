@@ -243,6 +243,12 @@ def _frozen():
     return net
 
 
+def _with_shared_weights():
+    net = MLP(3, 8, 3, 2, seed=0)
+    net.weights[2] = net.weights[1]
+    return net
+
+
 def _with_a_hook_on_a_gradient():
     net = MLP(3, 8, 1, 2, seed=0)
     net.weights[0].register_hook(torch.zeros_like)
@@ -262,6 +268,7 @@ def _with_a_hook_on_the_output():
         lambda: MLP(3, 8, 1, 2, seed=0, activation=nn.PReLU(dtype=torch.float64)),
         lambda: MLP(3, 8, 1, 2, seed=0, activation=nn.ReLU(inplace=True)),
         _frozen,
+        _with_shared_weights,
         _with_a_hook_on_a_gradient,
         _with_a_hook_on_the_output,
     ],
@@ -454,6 +461,7 @@ Y = torch.ones(4, 1, dtype=torch.float64)
         ({"learning_rate": "0.1"}, "learning_rate: expected a number, got '0.1'"),
         ({"learning_rate": torch.ones(2)}, "learning_rate: expected a number, got tensor"),
         ({"x": X[:0], "y": Y[:0]}, r"x: expected shape \(n, ...\) with n > 0, got \(0, 3\)"),
+        ({"x": X[:, 0]}, r"x: expected shape \(n, 3\), got \(4,\)"),
         ({"x": X[:, :2]}, r"x: expected shape \(n, 3\), got \(4, 2\)"),
         ({"record_at": 3}, "record_at: expected a sequence of integers, got 3"),
         ({"record_at": [0.5]}, r"record_at: expected a sequence of integers, got \[0.5\]"),
