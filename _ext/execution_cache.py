@@ -5,6 +5,7 @@ after a digest of the package and of the pinned requirements too.
 """
 
 import hashlib
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +44,7 @@ def executed_notebook(book, chapter):
 def _set_cache(app, config):
     folder = cache_folder(app.srcdir)
     config.nb_execution_cache_path = str(folder)
+    os.environ["TQDM_DISABLE"] = "1"  # for the kernels: a progress bar is no output of a chapter
     others = sorted((p for p in folder.parent.glob("*") if p != folder), key=lambda p: p.stat().st_mtime)
     for old in others[:-KEPT]:
         shutil.rmtree(old)

@@ -4,11 +4,11 @@ import multiprocessing
 import sys
 
 from IPython import get_ipython
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 
 def progress_bar(total, unit, done=0):
-    """A bar of tqdm that leaves nothing behind; silent unless in a terminal or notebook, and in worker processes.
+    """A bar of tqdm, in text; silent unless in a terminal or notebook, in worker processes, and for the first second.
 
     ``TQDM_DISABLE=1`` in the environment silences it everywhere.
     """
