@@ -75,15 +75,22 @@ class Autograd:
 
 
 def _is_plain_mlp(model):
-    """Whether an MLP is what its class says: no other parameters, none frozen or shared, and nothing hooked to them."""
+    """Whether a model is an MLP as its class makes it: nothing replaced, added, frozen, shared or hooked to."""
     if type(model) is not MLP or model.activation not in ACTIVATIONS.values():
         return False
     networks = [model] if model.twin is None else [model, model.twin]
     params = [p for net in networks for p in (*net.weights, *net.biases)]
-    plain = all(type(p) is nn.Parameter and p.requires_grad and not p._backward_hooks for p in params)
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooked = any(getattr(net, kind) for net in networks for kind in kinds)
-    return plain and not hooked and sorted(map(id, params)) == sorted(map(id, model.parameters()))
+    return (
+        all(type(net) is MLP and not {"forward", "_layers", "_layer"} & vars(net).keys() for net in networks)
+        and all(net.activation is model.activation and net._scales == model._scales for net in networks)
+        and all(net.twin is None and net.output_scale == 1 for net in networks[1:])
+        and not any(getattr(net, f"_{kind}_hooks") for net in networks for kind in _HOOKS)
+        and all(type(p) is nn.Parameter and p.requires_grad and not p._backward_hooks for p in params)
+        and sorted(map(id, params)) == sorted(map(id, model.parameters()))
+    )
+
+
+_HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
 
 
 class _MLPDescent:
@@ -220,7 +227,7 @@ def _add_product(target, left, right, factor):
 
 
 class ShallowDescent(_MLPDescent):
-    r"""One hidden layer of ReLUs and one output, in a handful of operations on all hidden units of many members.
+    r"""One hidden layer of ReLUs and one output, in a dozen operations on all hidden units of many members.
 
     With inputs :math:`\tilde x = (s_1 x, s_b)`, weights :math:`w_j` with their bias, and the residuals :math:`r_i`,
 

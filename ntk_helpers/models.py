@@ -9,6 +9,11 @@ from torch import nn
 
 from ntk_helpers._checks import require_integer, require_positive, require_scales
 
+
+def _identity(z):
+    return z
+
+
 ACTIVATIONS = {
     "relu": torch.relu,
     "tanh": torch.tanh,
@@ -17,8 +22,11 @@ ACTIVATIONS = {
     "sin": torch.sin,
     "cos": torch.cos,
     "abs": torch.abs,
-    "identity": lambda z: z,
+    "identity": _identity,
 }
+
+# Drawn from the generator of the same seed, data and weights would be made of the same random numbers.
+_SEED_OF_WEIGHTS = 0x9E3779B9
 
 
 class MLP(nn.Module):
@@ -41,7 +49,8 @@ class MLP(nn.Module):
         keeps them, starting at zero and trained.
     parameterization : {"ntk", "standard"}
     seed : int
-        One network: parameters ``weights.l`` of shape (fan_out, fan_in) and ``biases.l`` of shape (fan_out,).
+        Its generator's stream is not that of ``torch.Generator().manual_seed(seed)``, which is free for the data. One
+        network: parameters ``weights.l`` of shape (fan_out, fan_in) and ``biases.l`` of shape (fan_out,).
     seeds : sequence of int
         An ensemble instead: every parameter has a leading axis over the seeds, and member s is the network of
         ``seed=seeds[s]``. Exactly one of `seed` and `seeds` is given.
@@ -50,8 +59,8 @@ class MLP(nn.Module):
         and so exactly zero at the start, with the kernel of one of them (Zhang et al. 2020; Chizat et al.
         2019, who call it doubling). The second, `twin`, has parameters of its own.
     output_scale : float
-        The factor :math:`\alpha` of lazy training (Chizat et al. 2019). The kernel grows as its square: training at
-        the learning rate :math:`\eta / \alpha^2` takes the same time.
+        The factor :math:`\alpha` of lazy training (Chizat et al. 2019). The kernel grows as its square, so that the
+        learning rate :math:`\eta / \alpha^2` takes as many steps as :math:`\eta` does without.
     dtype, device
         Of the parameters. The draws do not depend on them: they are made on the CPU in float64, then converted.
 
@@ -102,7 +111,7 @@ class MLP(nn.Module):
         ones = [(1.0, 1.0)] * len(scales)
         self._scales, of_draws = (scales, ones) if parameterization == "ntk" else (ones, scales)
 
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed ^ _SEED_OF_WEIGHTS) for seed in seeds]
 
         def normal(scale, *shape):
             draws = (torch.randn(shape, generator=g, dtype=torch.float64).mul_(scale) for g in generators)
@@ -114,7 +123,10 @@ class MLP(nn.Module):
             self.weights.append(normal(w_scale, fan_out, fan_in))
             if b_std is not None:
                 self.biases.append(normal(b_scale, fan_out))
-        self.twin = copy.deepcopy(self) if antisymmetric else None
+        self.twin = None
+        if antisymmetric:
+            self.twin = copy.deepcopy(self)
+            self.twin.output_scale = 1.0
 
     def forward(self, x):
         """Map inputs (n, d_in) to outputs (n, d_out), or (S, n, d_out) for an ensemble of S seeds."""
@@ -122,8 +134,8 @@ class MLP(nn.Module):
             raise ValueError(f"x: expected shape (n, {self.d_in}), got {tuple(x.shape)}")
         f = self._layers(x)
         if self.twin is not None:
-            f = (f - self.twin._layers(x)) / math.sqrt(2)
-        return f if self.output_scale == 1 else self.output_scale * f
+            f = (f - self.twin(x)) / math.sqrt(2)
+        return self.output_scale * f
 
     def _layers(self, x):
         h = self._layer(0, x)

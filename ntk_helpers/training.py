@@ -74,9 +74,11 @@ class DivergenceError(RuntimeError):
         The step after which the loss was out of bounds.
     loss : float
         The loss there, the largest over an ensemble.
-    learning_rate, max_learning_rate : float
-        The second is the stability bound of the network as it started, linearized, the smallest over an ensemble. Both
-        are None where the loss or the optimizer was the user's own.
+    learning_rate : float or None
+        None where an optimizer was given.
+    max_learning_rate : float or None
+        The stability bound of the network as it started, linearized, the smallest over an ensemble; None where the loss
+        or the optimizer was the user's own.
     record : TrainingRecord
         Everything recorded before that step.
     """
@@ -88,12 +90,11 @@ class DivergenceError(RuntimeError):
 
     def __str__(self):
         text = f"training diverged at step {self.step}: the loss is {self.loss:.3g}"
-        if self.max_learning_rate is None:
-            return text
-        return (
-            f"{text}, with learning_rate={self.learning_rate:g}; the largest stable one for this network at its start "
-            f"is {self.max_learning_rate:.3g}"
-        )
+        if self.learning_rate is not None:
+            text += f", with learning_rate={self.learning_rate:g}"
+        if self.max_learning_rate is not None:
+            text += f"; the largest stable one for this network at its start is {self.max_learning_rate:.3g}"
+        return text
 
 
 def train(
@@ -151,8 +152,8 @@ def train(
     TypeError, ValueError
         For arguments of wrong shape, type or value, by name.
     DivergenceError
-        Where a loss is not finite or, for the mean square error, a million times the one at the start. It carries the
-        record up to there; the parameters may be some steps further.
+        Where a loss is not finite or, for the mean square error, a million times the one at the start, or that of the
+        zero function if it is larger. It carries the record up to there; the parameters may be some steps further.
     """
     if (optimizer is None) == (learning_rate is None):
         raise ValueError(f"learning_rate, optimizer: expected exactly one, got {learning_rate} and {optimizer}")
@@ -281,13 +282,9 @@ def _stretches(advance, steps):
 
 def _losses(loss, model, x, y):
     """A loss of the user's, for each member of an ensemble."""
-    prediction = model(x)
-    if getattr(model, "ensemble_size", None) is None:
-        losses = loss(prediction, y)
-    else:
-        losses = torch.vmap(loss, (0, None))(prediction, y)
-    expected = prediction.shape[: getattr(model, "ensemble_size", None) is not None]
-    if losses.shape != expected:
+    prediction, size = model(x), getattr(model, "ensemble_size", None)
+    losses = loss(prediction, y) if size is None else torch.vmap(loss, (0, None))(prediction, y)
+    if losses.shape != (() if size is None else (size,)):
         raise ValueError(f"loss: expected a scalar for each member, got shape {tuple(losses.shape)}")
     return losses
 

@@ -1,10 +1,12 @@
 import functools
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import joblib
@@ -12,7 +14,7 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
-from ntk_helpers import MLP, sweep, sweeps, train
+from ntk_helpers import MLP, sweep, train
 
 OFFSET = torch.tensor([1.0, 2.0])
 
@@ -30,6 +32,10 @@ def counted(folder, a, b):
 
 def summed(folder, a, b):
     (folder / str(time.monotonic_ns())).touch()
+    return a.sum().item() + b
+
+
+def summed_up(a, b):
     return a.sum().item() + b
 
 
@@ -178,48 +184,99 @@ def other_body(a):
     return a + 1
 
 
-def fingerprint(function):
-    return sweeps._hash(sweeps._parts(function, set()))
+def test_cache_tells_lambdas_of_one_line_apart(tmp_path):
+    plus, minus = lambda a: a + 1, lambda a: a - 1
+    assert sweep(plus, {"a": [10]}, cache=tmp_path, n_jobs=1).values() == [11]
+    assert sweep(minus, {"a": [10]}, cache=tmp_path, n_jobs=1).values() == [9]
 
 
-def test_fingerprint_follows_source_and_data():
-    def using(value):
-        def function(a):
-            return [a + value for _ in range(1)]
+USES = {
+    "data": "FACTOR = {0}\ndef cell(a): return FACTOR * a",
+    "tensor": "import torch\nT = torch.tensor([{0}])\ndef cell(a): return [T.item() * a for _ in range(1)][0]",
+    "code": "def cell(a): return {0} * a",
+    "comment": "# {0}\ndef cell(a): return 2 * a",
+    "attribute": "loss = {0}\nclass A: loss = 2\ndef cell(a): return A().loss * a",
+    "helper": "def helper(a): return {0} * a\ndef cell(a): return (lambda b: helper(b))(a)",
+    "closure": "def make(k):\n  def cell(a): return k * a\n  return cell\ncell = make({0})",
+    "default": "def h(a): return {0} * a\ndef cell(a, f=h): return f(a)",
+    "partial": "from functools import partial\ndef h(k, a): return k * a\ncell = partial(h, {0})",
+    "partial of a helper": "from functools import partial\ndef h(a): return {0} * a\n"
+    "def _cell(f, a): return f(a)\ncell = partial(_cell, h)",
+    "container": "def h(a): return {0} * a\nF = dict(h=h)\ndef cell(a): return F['h'](a)",
+    "cached": "from functools import lru_cache\n@lru_cache\ndef h(a): return {0} * a\ndef cell(a): return h(a)",
+    "decorator": "from functools import wraps\ndef twice(f):\n  @wraps(f)\n  def g(a): return {0} * f(a)\n  return g\n"
+    "@twice\ndef cell(a): return a",
+    "class": "class Net:\n  def f(self, a): return {0} * a\ndef cell(a): return Net().f(a)",
+    "global of a method": "K = {0}\nclass Net:\n  def f(self, a): return K * a\ndef cell(a): return Net().f(a)",
+    "base class": "class B:\n  def f(self, a): return {0} * a\nclass Net(B): pass\ndef cell(a): return Net().f(a)",
+    "static method": "class Net:\n  @staticmethod\n  def f(a): return {0} * a\ndef cell(a): return Net.f(a)",
+    "property": "class Net:\n  @property\n  def k(self): return {0}\ndef cell(a): return Net().k * a",
+    "instance": "class Net:\n  def f(self, a): return {0} * a\nnet = Net()\ndef cell(a): return net.f(a)",
+    "bound method": "class Net:\n  def f(self, a): return {0} * a\nf = Net().f\ndef cell(a): return f(a)",
+    "recursion": "def cell(a): return {0} if a == 1 else cell(a - 1)",
+    "dataclass": "from dataclasses import dataclass\n@dataclass\nclass Net:\n  k: int = {0}\n"
+    "def cell(a): return Net().k * a",
+    "module": "import torch\nfrom torch import nn\nclass Net(nn.Module):\n  def forward(self, a): return {0} * a\n"
+    "net = Net()\ndef cell(a): return net(a)",
+}
 
-        return function
 
-    assert fingerprint(using(OFFSET)) == fingerprint(using(OFFSET.clone()))
-    assert fingerprint(using(OFFSET)) != fingerprint(using(OFFSET + 1))
-    assert fingerprint(using(1)) != fingerprint(using(other_body))
-    assert fingerprint(failing) != fingerprint(other_body)
-    assert fingerprint(functools.partial(failing, 1)) != fingerprint(functools.partial(failing, 2))
+@pytest.fixture(scope="module")
+def values_and_entries(tmp_path_factory):
+    """Of each use with the constants 2, 2 and 3: values of the sweeps, entries in the cache. No source can be read."""
+    script = """
+        import json, sys
+        from pathlib import Path
+        from ntk_helpers import sweep
+
+        found = {}
+        for use, text in json.loads(sys.argv[2]).items():
+            names, cache = {"__name__": "__main__"}, Path(sys.argv[1], use)
+            exec(text.format(sys.argv[3]), names)
+            values = sweep(names["cell"], {"a": [1]}, cache=cache, n_jobs=1).values()
+            found[use] = values[0], len(list(cache.rglob("output.pkl")))
+        print(json.dumps(found))
+    """
+    arguments = [tmp_path_factory.mktemp("cache"), json.dumps(USES)]
+    runs = [[sys.executable, "-c", textwrap.dedent(script), *arguments, constant] for constant in "223"]
+    return [json.loads(subprocess.run(run, capture_output=True, check=True).stdout) for run in runs]
 
 
-def test_fingerprint_is_the_same_in_another_process_and_sees_globals(tmp_path):
-    script = textwrap.dedent("""
-        import torch
-        from ntk_helpers import MLP
-        from ntk_helpers.sweeps import _hash, _parts
+@pytest.mark.parametrize("use", USES)
+def test_cache_follows_whatever_a_cell_uses(values_and_entries, use):
+    values, entries = zip(*(run[use] for run in values_and_entries), strict=True)
+    unchanged = use in ("comment", "attribute")
+    assert values == ((2, 2, 2) if unchanged else (2, 2, 3))
+    assert entries == ((1, 1, 1) if unchanged else (1, 1, 2))
 
-        x = torch.linspace(0, {end}, 5)
-        net = MLP(1, 3, 1, seed=0)
 
-        def helper(a):
-            return [net(x) + a for _ in range(2)]
+def test_what_cannot_be_known_again_is_refused(tmp_path):
+    lock = threading.Lock()
 
-        def function(a):
-            return (lambda b: helper(b))(a)
+    def locked(a):
+        with lock:
+            return a
 
-        print(_hash(_parts(function, set())))
-    """)
+    with pytest.raises(TypeError, match=r"function: expected what can be pickled, .*lock"):
+        sweep(locked, {"a": [1]}, cache=tmp_path)
+    with pytest.raises(TypeError, match=r"a: expected what can be pickled, .*lock"):
+        sweep(other_body, {"a": [lock]}, cache=tmp_path)
+    assert sweep(locked, {"a": [1]}, n_jobs=1).values() == [1]
 
-    def run(end):
-        (tmp_path / "script.py").write_text(script.format(end=end))
-        return subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, check=True).stdout
 
-    assert run(1) == run(1)
-    assert run(1) != run(2)
+def unpicklable(a):
+    return threading.Lock() if a == 1 else a
+
+
+def exits(a):
+    return sys.exit(3) if a == 1 else a
+
+
+@pytest.mark.parametrize(("function", "error"), [(unpicklable, "TypeError: cannot pickle"), (exits, "SystemExit: 3")])
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_cells_that_fail_in_other_ways(function, error, n_jobs):
+    with pytest.warns(RuntimeWarning, match=rf"1 of 4 cells of the sweep failed:\n\{{'a': 1\}}: {error}"):
+        assert sweep(function, {"a": range(4)}, n_jobs=n_jobs).values() == [0, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +287,6 @@ def test_fingerprint_is_the_same_in_another_process_and_sees_globals(tmp_path):
         (failing, {"a": 1}, "grid: expected a sequence of values for a, got 1"),
         (failing, {"a": "abc"}, "grid: expected a sequence of values for a, got 'abc'"),
         (failing, {"a": []}, "grid: expected at least one value for a, got none"),
-        (max, {"a": [1]}, "function: expected a Python function to cache the results of, got <built-in"),
     ],
 )
 def test_refusals(tmp_path, function, grid, message):
@@ -238,6 +294,16 @@ def test_refusals(tmp_path, function, grid, message):
         sweep(function, grid, cache=tmp_path)
 
 
-def test_values_of_an_unknown_parameter():
-    with pytest.raises(ValueError, match=r"b: expected one of the parameters of the grid, \['a'\]"):
-        sweep(other_body, {"a": [1]}, n_jobs=1).values(b=2)
+def test_number_of_jobs():
+    with pytest.raises(ValueError, match="n_jobs == 0"):
+        sweep(other_body, {"a": [1]}, n_jobs=0)
+
+
+def test_choosing_values():
+    found = sweep(summed_up, {"a": [OFFSET, OFFSET + 1], "b": [1, 2]}, n_jobs=1)
+    assert found.values(a=OFFSET.clone()) == [4, 5]
+    assert found.values(a=OFFSET + 1, b=2) == [7]
+    with pytest.raises(ValueError, match=r"c: expected one of the parameters of the grid, \['a', 'b'\]"):
+        found.values(c=2)
+    with pytest.raises(ValueError, match=r"b: expected one of the values in the grid, got 3"):
+        found.values(b=3)
