@@ -5,10 +5,12 @@ the losses before each step, (steps,) or (steps, S).
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
 
+from ntk_helpers._functional import call
 from ntk_helpers.models import ACTIVATIONS, MLP
 
 BLOCK = 4 * 2**20  # bytes of a hidden layer to work on at once: with more, it no longer stays in a processor's caches
@@ -19,39 +21,45 @@ def descent(model, x, y, learning_rate, momentum):
     """The fastest way to descend half the mean square error."""
     fits = _is_plain_mlp(model) and x.shape[1:] == (model.d_in,) and y.shape[1:] == model.weights[-1].shape[-2:-1]
     if not fits:
-        return Autograd(model, lambda model: half_mean_square(model, x, y), learning_rate, momentum)
+        losses = partial(half_mean_square, y=y, ensemble_size=getattr(model, "ensemble_size", None))
+        return Autograd(model, x, losses, learning_rate, momentum)
     one_layer_of_relus = len(model.weights) == 2 and model.activation is torch.relu and y.shape[1] == 1
     return (ShallowDescent if one_layer_of_relus else LayeredDescent)(model, x, y, learning_rate, momentum)
 
 
-def half_mean_square(model, x, y):
+def half_mean_square(prediction, y, ensemble_size):
     """Half the mean square error: a scalar, or (S,) for an ensemble."""
-    prediction, size = model(x), getattr(model, "ensemble_size", None)
-    expected = prediction.shape if size is None else prediction.shape[1:]
+    expected = prediction.shape if ensemble_size is None else prediction.shape[1:]
     if y.shape != expected:  # broadcasting (n,) against (n, 1) would go unnoticed
         raise ValueError(f"y: expected the shape of the predictions, {tuple(expected)}, got {tuple(y.shape)}")
     return (prediction - y).square().flatten(-y.ndim).mean(-1) / 2
 
 
 class Autograd:
-    """Any module and any loss, a function of the model; by `optimizer`, or by gradient descent with momentum."""
+    """Any module and any loss, a function of its output; by `optimizer`, or by gradient descent with momentum."""
 
-    def __init__(self, model, losses, learning_rate=None, momentum=0.0, optimizer=None):
-        self.model, self.losses, self.optimizer = model, losses, optimizer
+    def __init__(self, model, x, losses, learning_rate=None, momentum=0.0, optimizer=None):
+        self.model, self.x, self.losses, self.optimizer = model, x, losses, optimizer
         self.learning_rate, self.momentum = learning_rate, momentum
-        self.params = [p for p in model.parameters() if p.requires_grad]
+        groups = [{"params": model.parameters()}] if optimizer is None else optimizer.param_groups
+        self.params = [p for group in groups for p in group["params"] if p.requires_grad]
         self.velocities = _velocities(self.params, momentum)
 
     @torch.no_grad()
     def loss(self):
-        return self.losses(self.model)
+        """The loss now, leaving batch statistics and random numbers to the steps."""
+        devices = [self.x.device] if self.x.is_cuda else []
+        with torch.random.fork_rng(devices):
+            buffers = dict(self.model.named_buffers())
+            return self.losses(call(self.model, buffers, self.x) if buffers else self.model(self.x))
 
+    @torch.enable_grad()
     def advance(self, steps):
         step = self._descend if self.optimizer is None else self._optimize
         return torch.stack([step() for _ in range(steps)])
 
     def _descend(self):
-        losses = self.losses(self.model)
+        losses = self.losses(self.model(self.x))
         gradients = torch.autograd.grad(losses.sum(), self.params, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             targets = _targets(self.params, self.velocities, self.momentum)
@@ -65,8 +73,8 @@ class Autograd:
 
         def closure():  # some optimizers call it several times a step
             self.optimizer.zero_grad()
-            losses = self.losses(self.model)
-            losses.sum().backward()
+            losses = self.losses(self.model(self.x))
+            losses.sum().backward(inputs=self.params)
             found.append(losses.detach())
             return losses.sum()
 
@@ -101,34 +109,28 @@ class _MLPDescent:
     """
 
     def __init__(self, model, x, y, learning_rate, momentum):
-        self.model, self.x, self.y = model, x, y
+        self.model, self.x, self.y = model, x.detach(), y.detach()
         self.learning_rate, self.momentum = learning_rate, momentum
         factor = model.output_scale if model.twin is None else model.output_scale / math.sqrt(2)
-        self.copies = [(factor, _layers(model, model._scales))]
-        if model.twin is not None:
-            self.copies.append((-factor, _layers(model.twin, model._scales)))
-        members, units, _ = self.copies[0][1][0][0].shape
-        block = max(1, BLOCK // (len(self.copies) * units * len(x) * x.element_size()))
-        self.blocks = [slice(start, start + block) for start in range(0, members, block)]
+        self.factors = [factor] if model.twin is None else [factor, -factor]
+        self.size = model.ensemble_size
+        block = max(1, BLOCK // (len(self.factors) * model.weights[0].shape[-2] * len(x) * x.element_size()))
+        self.blocks = [slice(start, start + block) for start in range(0, self.size or 1, block)]
+        self._start([_layers(net, model._scales) for net in self._networks()])
+
+    def _networks(self):
+        return [self.model] if self.model.twin is None else [self.model, self.model.twin]
 
     @torch.no_grad()
     def loss(self):
-        return half_mean_square(self.model, self.x, self.y)
+        return half_mean_square(self.model(self.x), self.y, self.size)
 
     @torch.no_grad()
     def advance(self, steps):
-        losses = self.x.new_empty(steps, self.model.ensemble_size or 1)
-        self._load()
-        for members in self.blocks:
-            self._advance(members, losses[:, members])
-        self._store()
-        return losses[:, 0] if self.model.ensemble_size is None else losses
-
-    def _load(self):
-        """Take the parameters of the model, where the steps change others."""
-
-    def _store(self):
-        """Give them back."""
+        losses = self.x.new_empty(steps, self.size or 1)
+        copies = [_layers(net, self.model._scales) for net in self._networks()]  # anew: a user may have replaced them
+        self._steps(copies, losses)
+        return losses[:, 0] if self.size is None else losses
 
 
 def _layers(net, scales):
@@ -156,26 +158,28 @@ class LayeredDescent(_MLPDescent):
     last axis and samples on the last.
     """
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def _start(self, copies):
         self.activation, self.derivative = _ELEMENTWISE[self.model.activation]
-        self.velocities = [[_velocities(layer[:2], self.momentum) for layer in layers] for _, layers in self.copies]
+        self.velocities = [[_velocities(layer[:2], self.momentum) for layer in layers] for layers in copies]
 
-    def _advance(self, members, losses):
-        factors = [factor for factor, _ in self.copies]
-        copies = [self._block(members, *copy) for copy in zip(self.copies, self.velocities, strict=True)]
-        for loss in losses:
-            for layers in copies:
-                self._forward(layers)
-            outputs = (factor * layers[-1].z for factor, layers in zip(factors, copies, strict=True))
-            residual = sum(outputs) - self.y.mT
-            loss.copy_(residual.square().mean((-2, -1)) / 2)
-            for factor, layers in zip(factors, copies, strict=True):
-                self._backward(layers, factor / self.y.numel() * residual)
+    def _steps(self, copies, losses):
+        for members in self.blocks:
+            block = [self._block(members, *copy) for copy in zip(copies, self.velocities, strict=True)]
+            for loss in losses[:, members]:
+                self._step(block, loss)
+
+    def _step(self, copies, loss):
+        for layers in copies:
+            self._forward(layers)
+        outputs = (factor * layers[-1].z for factor, layers in zip(self.factors, copies, strict=True))
+        residual = sum(outputs) - self.y.mT
+        loss.copy_(residual.square().mean((-2, -1)) / 2)
+        for factor, layers in zip(self.factors, copies, strict=True):
+            self._backward(layers, factor / self.y.numel() * residual)
 
     def _block(self, members, copy, velocities):
         layers, h = [], self.x.mT
-        for (w, b, *scales), velocity in zip(copy[1], velocities, strict=True):
+        for (w, b, *scales), velocity in zip(copy, velocities, strict=True):
             h = h.expand(len(w[members]), *h.shape) if not layers else torch.empty_like(layers[-1].z)
             layers.append(_Layer(w[members], b[members], *scales, velocity and [v[members] for v in velocity], h))
         return layers
@@ -239,48 +243,34 @@ class ShallowDescent(_MLPDescent):
     their readout turned.
     """
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        (factor, [(*_, w_scale, b_scale), (*_, a_scale, c_scale)]), n = self.copies[0], len(self.x)
-        self.a_scale, self.c_scale = factor * a_scale, factor * c_scale
-        self.inputs = torch.cat([w_scale * self.x.mT, self.x.new_full((1, n), b_scale)])  # (d + 1, n)
-        self.params = self._packed()
-        self.velocities = _velocities(self.params, self.momentum)
+    def _start(self, copies):
+        (*_, w_scale, b_scale), (*_, a_scale, c_scale) = copies[0]
+        self.a_scale, self.c_scale = self.factors[0] * a_scale, self.factors[0] * c_scale
+        constant = self.x.new_full((1, len(self.x)), b_scale)
+        self.inputs = torch.cat([w_scale * self.x.mT, constant])  # (d + 1, n)
+        self.velocities = _velocities(_packed(copies), self.momentum)
 
-    def _packed(self):
-        """Weights (S, d + 1, units), readout (S, 1, units), and the output's biases (S, 1, copies)."""
-        packed = []
-        for factor, ((w, b, *_), (a, c, *_)) in self.copies:
-            sign = math.copysign(1, factor)
-            packed.append((torch.cat([w.mT, b.unsqueeze(1)], 1), sign * a, sign * c.unsqueeze(1)))
-        return [torch.cat(parts, -1).contiguous() for parts in zip(*packed, strict=True)]
+    def _steps(self, copies, losses):
+        packed = _packed(copies)
+        for members in self.blocks:
+            velocities = self.velocities and [v[members] for v in self.velocities]
+            self._advance([p[members] for p in packed], velocities, losses[:, members])
+        _unpack(packed, copies)
+        losses.square_().div_(2 * len(self.x))
 
-    def _load(self):
-        for param, packed in zip(self.params, self._packed(), strict=True):
-            param.copy_(packed)
-
-    def _store(self):
-        parts = zip(*(p.chunk(len(self.copies), -1) for p in self.params), strict=True)
-        for (factor, ((w, b, *_), (a, c, *_))), (weights, readout, constant) in zip(self.copies, parts, strict=True):
-            w.copy_(weights[:, :-1].mT)
-            b.copy_(weights[:, -1])
-            a.copy_(math.copysign(1, factor) * readout)
-            c.copy_(math.copysign(1, factor) * constant.squeeze(1))
-
-    def _advance(self, members, losses):
-        params = weights, readout, constant = [p[members] for p in self.params]
-        velocities = self.velocities and [v[members] for v in self.velocities]
+    def _advance(self, params, velocities, norms):
+        weights, readout, constant = params
         inputs = self.inputs.expand(len(weights), *self.inputs.shape)
         minus_y = -self.y.mT.expand(len(weights), *self.y.mT.shape)
         hidden, residual = weights.new_empty(len(weights), weights.shape[-1], len(self.x)), torch.empty_like(minus_y)
         weighted, sums = torch.empty_like(inputs), torch.empty_like(weights)
         products, to_readout = torch.empty_like(weights), torch.empty_like(readout)
         step = -self.learning_rate / len(self.x)
-        for loss in losses:
+        for norm in norms:
             torch.bmm(weights.mT, inputs, out=hidden).relu_()
             torch.add(minus_y, constant.sum(-1, keepdim=True), alpha=self.c_scale, out=residual)
             residual.baddbmm_(readout, hidden, alpha=self.a_scale)
-            torch.linalg.vector_norm(residual, dim=(-2, -1), out=loss)
+            torch.linalg.vector_norm(residual, dim=(-2, -1), out=norm)
             torch.mul(inputs, residual, out=weighted)
             torch.bmm(weighted, hidden.sign_().mT, out=sums)
             torch.sum(torch.mul(weights, sums, out=products), -2, keepdim=True, out=to_readout)
@@ -289,7 +279,28 @@ class ShallowDescent(_MLPDescent):
             to_a.add_(to_readout, alpha=step * self.a_scale)
             to_constant.add_(residual.sum(-1, keepdim=True), alpha=step * self.c_scale)
             _move(params, velocities)
-        losses.square_().div_(2 * len(self.x))
+
+
+SIGNS = (1, -1)  # of a network and its twin in the output
+
+
+def _packed(copies):
+    """Weights (S, d + 1, units), readout (S, 1, units), and the output's biases (S, 1, copies)."""
+    packed = [
+        (torch.cat([w.mT, b.unsqueeze(1)], 1), sign * a, sign * c.unsqueeze(1))
+        for sign, ((w, b, *_), (a, c, *_)) in zip(SIGNS, copies, strict=False)
+    ]
+    return [torch.cat(parts, -1) for parts in zip(*packed, strict=True)]
+
+
+def _unpack(packed, copies):
+    """Back to where they came from."""
+    parts = zip(*(p.chunk(len(copies), -1) for p in packed), strict=True)
+    for sign, ((w, b, *_), (a, c, *_)), (weights, readout, constant) in zip(SIGNS, copies, parts, strict=False):
+        w.copy_(weights[:, :-1].mT)
+        b.copy_(weights[:, -1])
+        a.copy_(sign * readout)
+        c.copy_(sign * constant.squeeze(1))
 
 
 def _velocities(params, momentum):

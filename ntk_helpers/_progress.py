@@ -12,6 +12,6 @@ def progress_bar(total, unit, done=0):
 
     ``TQDM_DISABLE=1`` in the environment silences it everywhere.
     """
-    watched = sys.stderr.isatty() or "IPKernelApp" in getattr(get_ipython(), "config", ())
+    watched = getattr(sys.stderr, "isatty", bool)() or "IPKernelApp" in getattr(get_ipython(), "config", ())
     silent = not watched or multiprocessing.parent_process() is not None
     return tqdm(total=total, initial=done, unit=unit, leave=False, delay=1, **({"disable": True} if silent else {}))

@@ -1,6 +1,5 @@
 """Full-batch training, above all gradient descent on half the mean square error, of one network or an ensemble."""
 
-import copy
 import math
 import operator
 import time
@@ -21,6 +20,7 @@ from ntk_helpers._checks import (
     require_trainable,
 )
 from ntk_helpers._descent import Autograd, descent, half_mean_square
+from ntk_helpers._functional import call
 from ntk_helpers._interruption import interruption
 from ntk_helpers._progress import progress_bar
 from ntk_helpers.regression import max_learning_rate
@@ -78,7 +78,7 @@ class DivergenceError(RuntimeError):
         None where an optimizer was given.
     max_learning_rate : float or None
         The stability bound of the network as it started, linearized, the smallest over an ensemble; None where the loss
-        or the optimizer was the user's own.
+        or the optimizer was the user's own, or where there is none, as the error's cause then says.
     record : TrainingRecord
         Everything recorded before that step.
     """
@@ -136,8 +136,8 @@ def train(
         Of the parameters of `model`. It sees the sum of the members' losses: Adam, and all that act on each parameter
         by itself, train the members as if each were alone; those that do not, such as LBFGS, couple them.
     record : dict of str to callable, optional
-        Functions of the model, each returning a tensor, evaluated without gradients at the steps of `record_at`: for
-        example ``lambda model: model(x_test)``, ``lambda model: empirical_ntk(model, x_probe)``, or
+        Functions of the model, each returning a tensor, of one shape, evaluated without gradients at the steps of
+        `record_at`: for example ``lambda model: model(x_test)``, ``lambda model: empirical_ntk(model, x_probe)``, or
         ``distance_moved(model)``.
     record_at : sequence of int, optional
         Steps from 0 to `steps`, such as ``log_spaced_steps(steps)``; by default the first and the last, ``(0, steps)``.
@@ -159,6 +159,8 @@ def train(
         raise ValueError(f"learning_rate, optimizer: expected exactly one, got {learning_rate} and {optimizer}")
     require_integer("steps", steps, at_least=1)
     require_momentum(momentum)
+    momentum = float(momentum)
+    record = _check_record(record)
     record_at = _check_record_at(record_at, steps)
     params = _check_data(model, x, y, loss)
     if optimizer is None:
@@ -168,12 +170,14 @@ def train(
         _check_optimizer(optimizer, params, momentum)
 
     if loss is None and optimizer is None:
-        method, start = descent(model, x, y, learning_rate, momentum), copy.deepcopy(model)
+        method = descent(model, x, y, learning_rate, momentum)
+        start = {name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())}
     else:
-        losses = partial(half_mean_square if loss is None else partial(_losses, loss), x=x, y=y)
-        method, start = Autograd(model, losses, learning_rate, momentum, optimizer), None
+        losses = half_mean_square if loss is None else partial(_own_losses, loss)
+        losses = partial(losses, y=y, ensemble_size=getattr(model, "ensemble_size", None))
+        method, start = Autograd(model, x, losses, learning_rate, momentum, optimizer), None
     last = method.loss()
-    run = _Run(learning_rate, _limit(last, y if loss is None else None), record or {})
+    run = _Run(learning_rate, _limit(last, y if loss is None else None), record)
     try:
         with interruption() as ctrl_c, progress_bar(steps, "step") as bar:
             for stop in sorted({*record_at, steps}):
@@ -181,16 +185,18 @@ def train(
                     run.append(losses)
                     bar.update(len(losses))
                     if ctrl_c.is_set():
-                        warnings.warn(f"interrupted after {run.step} of {steps} steps", RuntimeWarning, stacklevel=2)
-                        return run.so_far(method.loss())
+                        break
                 if stop > 0:
                     last = method.loss()
                     run.check(last.unsqueeze(0))
-                if stop in record_at:
+                if run.step == stop and stop in record_at:
                     run.take(model)
+                if ctrl_c.is_set() and run.step < steps:
+                    warnings.warn(f"interrupted after {run.step} of {steps} steps", RuntimeWarning, stacklevel=2)
+                    break
     except _Diverged as diverged:
-        bound = None if start is None else (1 + momentum) * _stability_bound(start, x, y)
-        raise DivergenceError(*diverged.args, learning_rate, bound, run.so_far()) from None
+        bound, reason = (None, None) if start is None else _stability_bound(model, start, x, y, momentum)
+        raise DivergenceError(*diverged.args, learning_rate, bound, run.so_far()) from reason
     return run.so_far(last)
 
 
@@ -214,11 +220,12 @@ def distance_moved(model):
         in the order of ``model.named_parameters()``, as a Tensor (L,), or (L, S) for an ensemble.
     """
     start = {name: p.detach().clone() for name, p in require_trainable(model).items()}
-    first_axis = 0 if getattr(model, "ensemble_size", None) is None else 1
+    size = getattr(model, "ensemble_size", None)
+    rows = () if size is None else (size,)
 
     def distances(model):
         params = dict(model.named_parameters())
-        moved = ((params[name].detach() - before).flatten(first_axis) for name, before in start.items())
+        moved = ((params[name].detach() - before).reshape(*rows, -1) for name, before in start.items())
         return torch.stack([torch.linalg.vector_norm(difference, dim=-1) for difference in moved])
 
     return distances
@@ -237,7 +244,7 @@ class _Run:
 
     def check(self, losses):
         """Stop at losses of the next steps that are out of bounds; keep those before."""
-        beyond = ~(losses <= self.limit).reshape(len(losses), -1).all(1)
+        beyond = ~(losses.isfinite() & (losses <= self.limit)).reshape(len(losses), -1).all(1)
         if beyond.any():
             first = beyond.int().argmax().item()
             self.losses.append(losses[:first])
@@ -250,8 +257,15 @@ class _Run:
 
     def take(self, model):
         with torch.no_grad():
-            for name, function in self.record.items():
-                self.values[name].append(torch.as_tensor(function(model)).detach().clone())
+            taken = {name: _value(name, function(model)) for name, function in self.record.items()}
+        for name, value in taken.items():
+            first = self.values[name][0] if self.steps else value
+            if (value.shape, value.dtype) != (first.shape, first.dtype):
+                raise ValueError(
+                    f"record[{name!r}]: expected {first.dtype} of shape {tuple(first.shape)}, as at step "
+                    f"{self.steps[0]}, got {value.dtype} of shape {tuple(value.shape)} at step {self.step}"
+                )
+            self.values[name].append(value)
         self.steps.append(self.step)
 
     def so_far(self, last=None):
@@ -260,11 +274,20 @@ class _Run:
         return TrainingRecord(self.learning_rate, torch.cat(losses), self.steps, stacked)
 
 
+def _value(name, value):
+    """What a record function returned, as a tensor of its own; Python's floats keep their precision."""
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64)
+    if not isinstance(value, Tensor | np.ndarray | np.generic | int):
+        raise TypeError(f"record[{name!r}]: expected a function that returns a tensor, got {value!r}")
+    return torch.as_tensor(value).detach().clone()
+
+
 def _limit(loss, y):
     """The largest loss of a run that has not diverged; where only its start is known, any finite one."""
     require_finite("the loss at the start", loss)
     if y is None:
-        return torch.full_like(loss, torch.finfo(loss.dtype).max)
+        return torch.full_like(loss, math.inf)
     return DIVERGENCE_FACTOR * torch.maximum(loss, y.square().mean() / 2)
 
 
@@ -280,21 +303,37 @@ def _stretches(advance, steps):
         count = max(1, count // 2) if elapsed > SECONDS_OF_A_STRETCH else 2 * count
 
 
-def _losses(loss, model, x, y):
+def _own_losses(loss, prediction, y, ensemble_size):
     """A loss of the user's, for each member of an ensemble."""
-    prediction, size = model(x), getattr(model, "ensemble_size", None)
-    losses = loss(prediction, y) if size is None else torch.vmap(loss, (0, None))(prediction, y)
-    if losses.shape != (() if size is None else (size,)):
-        raise ValueError(f"loss: expected a scalar for each member, got shape {tuple(losses.shape)}")
+    losses = loss(prediction, y) if ensemble_size is None else torch.vmap(loss, (0, None))(prediction, y)
+    expected = () if ensemble_size is None else (ensemble_size,)
+    if not (isinstance(losses, Tensor) and losses.is_floating_point() and losses.shape == expected):
+        what = f"shape {tuple(losses.shape)}, {losses.dtype}" if isinstance(losses, Tensor) else repr(losses)
+        raise ValueError(f"loss: expected a floating-point scalar tensor for each member, got {what}")
     return losses
 
 
-def _stability_bound(model, x, y):
-    """Largest stable learning rate of the model's linearization, 2 N / lambda_1, the smallest over an ensemble.
+def _stability_bound(model, start, x, y, momentum):
+    """Largest stable learning rate of the model linearized at `start`, and None; or None and why there is none.
 
-    The eigenvalue is that of J J^T: whatever could be trained can be differentiated this way.
+    It is 2 (1 + momentum) N / lambda_1, the smallest over an ensemble. The eigenvalue is that of J J^T, whose products
+    are two reverse passes: the kernel itself refuses more models. What can't be differentiated twice was trained all the
+    same, and has diverged: of that the user must hear then.
     """
-    params, prediction = [p for p in model.parameters() if p.requires_grad], model(x)
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            state = {name: value.clone().requires_grad_(name in trainable) for name, value in start.items()}
+            params, prediction = [state[name] for name in trainable], call(model, state, x)
+            # The members of an ensemble are one operator here: its largest eigenvalue is the largest of theirs.
+            members = prediction.numel() // y.numel()
+            bound = max_learning_rate(_kernel_product(params, prediction), like=prediction.detach()) / members
+    except (RuntimeError, TypeError) as error:
+        return None, error
+    return ((1 + momentum) * bound.item(), None) if bound.isfinite() else (None, None)
+
+
+def _kernel_product(params, prediction):
     cotangent = torch.zeros_like(prediction, requires_grad=True)
     options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
     pulled_back = torch.autograd.grad(prediction, params, cotangent, create_graph=True, **options)
@@ -303,9 +342,16 @@ def _stability_bound(model, x, y):
         gradients = torch.autograd.grad(prediction, params, v, **options)
         return torch.autograd.grad(pulled_back, cotangent, gradients, **options)[0]
 
-    # The members of an ensemble are one operator here: its largest eigenvalue is the largest of theirs.
-    members = prediction.numel() // y.numel()
-    return (max_learning_rate(product, like=prediction.detach()) / members).item()
+    return product
+
+
+def _check_record(record):
+    if record is not None and not isinstance(record, dict):
+        raise TypeError(f"record: expected a dict of functions, got {record!r}")
+    for name, function in (record or {}).items():
+        if not callable(function):
+            raise TypeError(f"record[{name!r}]: expected a function of the model, got {function!r}")
+    return record or {}
 
 
 def _check_record_at(record_at, steps):
@@ -325,6 +371,10 @@ def _check_data(model, x, y, loss):
     arguments.inputs("x", x, model)
     if loss is None:
         arguments.tensor("y", y, "n" if isinstance(y, Tensor) and y.ndim == 1 else "n C")
+    elif not callable(loss):
+        raise TypeError(f"loss: expected a function of the prediction and y, got {loss!r}")
+    elif not isinstance(y, Tensor) or y.ndim == 0:
+        raise TypeError(f"y: expected a torch.Tensor of {len(x)} rows, got {y!r}")
     if len(x) != len(y):
         raise ValueError(f"x: expected {len(y)} rows, as many as y, got shape {tuple(x.shape)}")
     return params

@@ -36,7 +36,25 @@ def test_random_angles():
     chosen = random_angles(64, seed=3, grid=360)
     assert len(set(chosen.tolist())) == 64
     assert set(chosen.tolist()) <= set(grid_angles(360).tolist())
+    assert torch.equal(chosen, random_angles(64, seed=3, grid=360))
+    assert not torch.equal(chosen, random_angles(64, seed=4, grid=360))
+    assert (chosen.diff() > 0).all()
+    assert chosen.min() < -2
+    assert chosen.max() > 2
     assert torch.equal(random_angles(360, seed=0, grid=360), grid_angles(360))
+
+
+def test_dtype_is_that_of_the_angles():
+    angles = grid_angles(8).float()
+    assert circle_points(angles).dtype == SEVEN_MODES(angles).dtype == torch.float32
+    assert harmonics(angles).amplitude.dtype == harmonics(angles).phase.dtype == torch.float32
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 8, 360])
+def test_phases_lie_above_minus_pi(n):
+    phase = harmonics(-torch.sin(grid_angles(n))).phase
+    assert phase[1].item() == pytest.approx(PI)
+    assert (phase > -PI).all()
 
 
 def test_coordinate_product_is_half_the_second_harmonic():
@@ -85,12 +103,12 @@ def profile(x, b_std):
 
 
 def without_bias(x):
-    ntk, nngp = (profile(x, 0.0).ntk, profile(x, 0.0).nngp)
-    return 2 * (ntk - nngp)[0]  # they write x . x' where ours is over the two dimensions
+    k = profile(x, 0.0)
+    return 2 * (k.ntk - k.nngp)[0]  # they write x . x' where ours is over the two dimensions
 
 
 def with_bias(x):
-    distance = (grid_angles(len(x)) + PI).clamp(max=2 * PI)
+    distance = grid_angles(len(x)) + PI
     distance = torch.minimum(distance, 2 * PI - distance)
     return (torch.cos(distance) + 1) * (PI - distance) / (4 * PI)
 
@@ -167,8 +185,11 @@ def test_refused_mixtures(changes, message):
         (lambda: circle_points(torch.zeros(3, 1)), r"angles: expected shape \(n\), got \(3, 1\)"),
         (lambda: coordinate_product(torch.zeros(3, 3)), r"x: expected shape \(n, 2\), got \(3, 3\)"),
         (lambda: SEVEN_MODES(torch.zeros(3, dtype=torch.int64)), "angles: expected a floating-point dtype"),
-        (lambda: circle_eigenvalues(torch.tensor([0.5, 1.0, 0.5])), r"largest value first.* 0.5 there and 1 at pos"),
+        (lambda: circle_eigenvalues(torch.tensor([0.5, 1.0, 1.0])), r"positive semi-definite .* eigenvalue of -0.167"),
+        (lambda: circle_eigenvalues(torch.tensor([0.5, -1.0, -1.0])), r"positive semi-definite .* eigenvalue of -0.5"),
+        (lambda: circle_eigenvalues(torch.tensor([1.0, 0.5, 0.499])), r"equal values at j and N - j, .* by 0.001"),
         (lambda: circle_eigenvalues(torch.tensor([1.0, 0.5, 0.2])), r"equal values at j and N - j, .* differ by 0.3"),
+        (lambda: harmonics([1.0, 2.0]), "values: expected a torch.Tensor, got list"),
         (lambda: harmonics(torch.zeros(2, 0)), r"values: expected shape \(..., N\) with N > 0, got \(2, 0\)"),
         (lambda: harmonics(torch.tensor([math.nan])), "values: expected finite values, got 1 NaN"),
     ],

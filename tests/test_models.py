@@ -1,9 +1,11 @@
 import math
+import pickle
 
 import pytest
 import torch
 
-from ntk_helpers import MLP, empirical_ntk
+from ntk_helpers import MLP, empirical_ntk, train
+from ntk_helpers.models import ACTIVATIONS
 
 
 def test_ntk_parameterization_is_the_formula(normal):
@@ -43,6 +45,36 @@ def test_antisymmetric_start_is_zero_with_the_same_kernel(normal, depth, start):
     with torch.no_grad():
         net.weights[0].mul_(2)
     assert (net(x) != 0).all()  # the two have parameters of their own
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_copies_and_pickles(normal, activation):
+    x, net = normal(5, 3), MLP(3, 8, 2, seed=0, activation=activation, antisymmetric=True, output_scale=2.0)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(net)).twin(x), net.twin(x))
+    torch.testing.assert_close(net.twin(x), MLP(3, 8, 2, seed=0, activation=activation)(x))
+
+
+def test_weights_and_data_of_one_seed_are_independent():
+    """Each is drawn from a stream of its own: over 400 seeds, the first numbers of both are uncorrelated."""
+    weights = torch.stack([MLP(2, 2, 1, seed=seed).weights[0].detach().flatten() for seed in range(400)])
+    uniform = torch.stack([torch.rand(4, generator=_generator(seed), dtype=torch.float64) for seed in range(400)])
+    normals = torch.stack([torch.randn(4, generator=_generator(seed), dtype=torch.float64) for seed in range(400)])
+    for draws in (uniform, torch.cos(2 * math.pi * uniform), normals):
+        assert torch.corrcoef(torch.cat([weights, draws], 1).T)[:4, 4:].abs().max() < 5 / math.sqrt(400)
+
+
+def _generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_output_scale_and_learning_rate(normal):
+    """The scale alpha at the learning rate eta / alpha^2: the linear model takes the same steps."""
+    x, y = normal(6, 3), normal(6, 1)
+    plain = MLP(3, 16, 0, seed=0, antisymmetric=True)
+    scaled = MLP(3, 16, 0, seed=0, antisymmetric=True, output_scale=3.0)
+    train(plain, x, y, learning_rate=0.09, steps=30)
+    train(scaled, x, y, learning_rate=0.01, steps=30)
+    torch.testing.assert_close(plain(x), scaled(x))
 
 
 def test_output_scale(normal):
