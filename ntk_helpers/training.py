@@ -317,8 +317,8 @@ def _stability_bound(model, start, x, y, momentum):
     """Largest stable learning rate of the model linearized at `start`, and None; or None and why there is none.
 
     It is 2 (1 + momentum) N / lambda_1, the smallest over an ensemble. The eigenvalue is that of J J^T, whose products
-    are two reverse passes: the kernel itself refuses more models. What can't be differentiated twice was trained all the
-    same, and has diverged: of that the user must hear then.
+    are two reverse passes: the kernel itself refuses more models. What can't be differentiated twice was trained all
+    the same, and has diverged: of that the user must hear then.
     """
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     try:

@@ -550,7 +550,7 @@ def test_optimizer_of_some_parameters_leaves_the_others_alone(data):
         ([len], r"record: expected a dict of functions, got \[<built-in"),
         ({"f": lambda net: None}, r"record\['f'\]: expected a function that returns a tensor, got None"),
         (
-            {"f": lambda net, sizes=[2, 1]: torch.ones(sizes.pop())},  # noqa: B006
+            {"f": lambda net, sizes=[2, 1]: torch.ones(sizes.pop())},
             r"record\['f'\]: expected torch.float32 of shape \(1,\), as at step 0, got .* of shape \(2,\) at step 5",
         ),
     ],
