@@ -91,6 +91,7 @@ def _is_plain_mlp(model):
     return (
         all(type(net) is MLP and not {"forward", "_layers", "_layer"} & vars(net).keys() for net in networks)
         and all(net.activation is model.activation and net._scales == model._scales for net in networks)
+        and len({tuple(p.shape for p in (*net.weights, *net.biases)) for net in networks}) == 1
         and all(net.twin is None and net.output_scale == 1 for net in networks[1:])
         and not any(getattr(net, f"_{kind}_hooks") for net in networks for kind in _HOOKS)
         and all(type(p) is nn.Parameter and p.requires_grad and not p._backward_hooks for p in params)
@@ -196,7 +197,8 @@ class LayeredDescent(_MLPDescent):
         for layer, before in zip(reversed(layers), [*reversed(layers[:-1]), None], strict=True):
             params = layer.weights, layer.biases
             if before is not None:
-                torch.bmm(layer.weights.mT, gradient, out=layer.gradient).mul_(layer.w_scale)
+                unused, product = layer.gradient, (layer.weights.mT, gradient)
+                torch.baddbmm(unused, *product, beta=0, alpha=layer.w_scale, out=layer.gradient)
             to_weights, to_biases = _targets(params, layer.velocities, self.momentum)
             _add_product(to_weights, gradient, layer.h.mT, -self.learning_rate * layer.w_scale)
             to_biases.add_(gradient.sum(-1), alpha=-self.learning_rate * layer.b_scale)

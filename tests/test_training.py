@@ -317,6 +317,12 @@ def _with_another_twin():
     return net
 
 
+def _with_a_twin_of_another_width():
+    net = MLP(3, 8, 1, 2, seed=0, antisymmetric=True, parameterization="standard")
+    net.twin = MLP(3, 5, 1, 2, seed=1, parameterization="standard")
+    return net
+
+
 def _with_a_twin_of_another_activation():
     net = MLP(3, 8, 1, 2, seed=0, antisymmetric=True)
     net.twin.activation = torch.tanh
@@ -335,6 +341,7 @@ def _with_another_parameter():
         _with_a_hook_before_the_input,
         _with_a_forward_of_its_own,
         _with_another_twin,
+        _with_a_twin_of_another_width,
         _with_a_twin_of_another_activation,
         _with_another_parameter,
         lambda: Doubled(3, 8, 1, 2, seed=0),
