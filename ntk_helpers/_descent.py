@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import nn
 
-from ntk_helpers._functional import call
 from ntk_helpers.models import ACTIVATIONS, MLP
 
 BLOCK = 4 * 2**20  # bytes of a hidden layer to work on at once: with more, it no longer stays in a processor's caches
@@ -20,7 +19,7 @@ FEW = 32  # columns of a result below which a product is several times slower th
 def descent(model, x, y, learning_rate, momentum):
     """The fastest way to descend half the mean square error."""
     fits = _is_plain_mlp(model) and x.shape[1:] == (model.d_in,) and y.shape[1:] == model.weights[-1].shape[-2:-1]
-    if not fits:
+    if not fits or torch.is_autocast_enabled(x.device.type):
         losses = partial(half_mean_square, y=y, ensemble_size=getattr(model, "ensemble_size", None))
         return Autograd(model, x, losses, learning_rate, momentum)
     one_layer_of_relus = len(model.weights) == 2 and model.activation is torch.relu and y.shape[1] == 1
@@ -48,10 +47,14 @@ class Autograd:
     @torch.no_grad()
     def loss(self):
         """The loss now, leaving batch statistics and random numbers to the steps."""
-        devices = [self.x.device] if self.x.is_cuda else []
-        with torch.random.fork_rng(devices):
-            buffers = dict(self.model.named_buffers())
-            return self.losses(call(self.model, buffers, self.x) if buffers else self.model(self.x))
+        buffers = [(m, name, b, b.clone()) for m in self.model.modules() for name, b in m.named_buffers(recurse=False)]
+        with torch.random.fork_rng([self.x.device] if self.x.is_cuda else []):
+            losses = self.losses(self.model(self.x))
+        for module, name, buffer, before in buffers:
+            buffer.copy_(before)
+            if getattr(module, name) is not buffer:
+                setattr(module, name, buffer)
+        return losses
 
     @torch.enable_grad()
     def advance(self, steps):

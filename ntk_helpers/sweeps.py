@@ -4,6 +4,7 @@ import itertools
 import pickle
 import traceback
 import warnings
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 
 import cloudpickle
@@ -66,8 +67,8 @@ def sweep(function, grid, *, cache=None, n_jobs=-1):
     cache : path, optional
         A folder where results are kept as they come (`joblib.Memory`), so that an interrupted sweep resumes where it
         was, and a larger one runs only what is new. A result is known for equal parameters and the same code: that of
-        the function, and of whatever functions, classes and data it uses from its own module or notebook. Changes
-        elsewhere, such as a new version of a package, are not seen: then delete the folder.
+        the function, and of whatever functions, classes and data it uses, but for installed packages and this one.
+        After a new version of one of these, delete the folder.
     n_jobs : int or None
         As in `joblib.Parallel`; by default one job a core. None leaves it to ``joblib.parallel_config(...)``.
 
@@ -95,8 +96,11 @@ def sweep(function, grid, *, cache=None, n_jobs=-1):
     with progress_bar(len(cells), "cell", done=len(values)) as bar:
         for index, value, error in _outcomes(function, {i: c for i, c in enumerate(cells) if i not in values}, n_jobs):
             if error is None:
-                values[index] = remember(keys[index], pickle.loads(value))
-            else:
+                try:
+                    values[index] = remember(keys[index], pickle.loads(value))
+                except Exception as failure:
+                    error = _described(failure)
+            if error is not None:
                 errors[index] = error
             bar.update()
     return _report(cells, values, errors)
@@ -111,21 +115,30 @@ def _remember(key, value):
 
 def _outcomes(function, cells, n_jobs):
     """Outcomes (index, pickled value, error) as they come, of cells by index; what a dead process took runs again."""
-    alone = len(cells) == 1
+    suspects = {}
+    while cells:
+        try:
+            for outcome in _parallel(function, cells, n_jobs):
+                del cells[outcome[0]]
+                yield outcome
+        except Exception as error:  # of the backend: those of the function come as outcomes
+            if not (
+                isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"
+            ):  # the latter is Dask's
+                yield from ((index, None, _described(error)) for index in cells)
+                break
+            # Whichever killed it, it was at work: the first that are not back. They go one by one, after the others.
+            suspects |= {index: cells.pop(index) for index in list(cells)[: joblib.effective_n_jobs(n_jobs)]}
+    for index, cell in suspects.items():
+        try:
+            yield from _parallel(function, {index: cell}, n_jobs)
+        except Exception as error:
+            yield index, None, _described(error)
+
+
+def _parallel(function, cells, n_jobs):
     jobs = [joblib.delayed(_attempt)(index, function, cell) for index, cell in cells.items()]
-    try:
-        for outcome in joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)(jobs):
-            del cells[outcome[0]]
-            yield outcome
-    except Exception as error:  # of the backend: those of the function come as outcomes
-        if alone:
-            yield (*cells, None, _described(error))
-            return
-        # Whichever it was, it was at work: the first cells that are not back. They go alone, after the others.
-        suspects = {index: cells.pop(index) for index in list(cells)[: joblib.effective_n_jobs(n_jobs)]}
-        yield from _outcomes(function, cells, n_jobs)
-        for index, cell in suspects.items():
-            yield from _outcomes(function, {index: cell}, n_jobs)
+    return joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)(jobs)
 
 
 def _attempt(index, function, cell):

@@ -213,6 +213,17 @@ USES = {
     "property": "class Net:\n  @property\n  def k(self): return {0}\ndef cell(a): return Net().k * a",
     "instance": "class Net:\n  def f(self, a): return {0} * a\nnet = Net()\ndef cell(a): return net.f(a)",
     "bound method": "class Net:\n  def f(self, a): return {0} * a\nf = Net().f\ndef cell(a): return f(a)",
+    "named tuple": "from typing import NamedTuple\nclass Net(NamedTuple):\n  k: int = {0}\n"
+    "def cell(a): return Net().k * a",
+    "cached property": "from functools import cached_property\nclass Net:\n  @cached_property\n"
+    "  def k(self): return {0}\ndef cell(a): return Net().k * a",
+    "order": "F = {{{0}: 1, 5 - {0}: 2}}\ndef cell(a): return next(iter(F)) * a",
+    "set in the code": "def cell(a): return (2 if 'tanh' in {{'tanh', 'relu', 'erf'}} else 0) * a  # {0}",
+    "column": "import torch\nT = torch.tensor([[{0}, 1], [1, 1]])[:, 0]\ndef cell(a): return T[0].item() * a",
+    "frozen": "import torch\nT = torch.ones(1, requires_grad={0} == 3)\ndef cell(a): return (2 + T.requires_grad) * a",
+    "attribute of a function": "def h(a): return h.k * a\nh.k = {0}\ndef cell(a): return h(a)",
+    "try or else": "def f(): raise ValueError\ndef cell(a):\n  try:\n    f() if {0} == 2 else None\n"
+    "  except ValueError: return 2\n  return 3",
     "recursion": "def cell(a): return {0} if a == 1 else cell(a - 1)",
     "dataclass": "from dataclasses import dataclass\n@dataclass\nclass Net:\n  k: int = {0}\n"
     "def cell(a): return Net().k * a",
@@ -245,9 +256,82 @@ def values_and_entries(tmp_path_factory):
 @pytest.mark.parametrize("use", USES)
 def test_cache_follows_whatever_a_cell_uses(values_and_entries, use):
     values, entries = zip(*(run[use] for run in values_and_entries), strict=True)
-    unchanged = use in ("comment", "attribute")
+    unchanged = use in ("comment", "attribute", "set in the code")
     assert values == ((2, 2, 2) if unchanged else (2, 2, 3))
     assert entries == ((1, 1, 1) if unchanged else (1, 1, 2))
+
+
+def test_cache_follows_code_of_the_user_in_other_modules(tmp_path, monkeypatch):
+    """A function of one file that calls what another gives it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "runs.py").write_text("def run(a, build): return build(a)")
+    script = """
+        import sys
+        from functools import partial
+        sys.path.insert(0, sys.argv[1])
+        import runs
+        from ntk_helpers import sweep
+
+        def build(a):
+            return {} * a
+
+        cache = sys.argv[1] + "/cache"
+        print(sweep(runs.run, {{"a": [1], "build": [build]}}, cache=cache, n_jobs=1).values())
+        print(sweep(partial(runs.run, build=build), {{"a": [1]}}, cache=cache, n_jobs=1).values())
+    """
+    for constant in (2, 3):
+        run = [sys.executable, "-c", textwrap.dedent(script).format(constant), tmp_path]
+        assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == f"[{constant}]\n" * 2
+
+
+def blocks(flag):
+    """Two functions of the same instructions, that differ in what the try covers."""
+
+    def check(v):
+        if v < 0:
+            raise ValueError("negative")
+
+    def inside(a):
+        try:
+            v = a
+            check(v)
+        except ValueError:
+            return "refused"
+        return v
+
+    def outside(a):
+        try:
+            v = a
+        except ValueError:
+            return "refused"
+        else:
+            check(v)
+        return v
+
+    return inside if flag else outside
+
+
+def test_cache_sees_what_a_try_covers(tmp_path):
+    assert sweep(blocks(True), {"a": [-3]}, cache=tmp_path, n_jobs=1).values() == ["refused"]
+    with pytest.raises(RuntimeError, match="ValueError: negative"):
+        sweep(blocks(False), {"a": [-3]}, cache=tmp_path, n_jobs=1)
+
+
+def test_functions_that_cannot_be_sent_are_told_at_once():
+    lock = threading.Lock()
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"(?s)300 of 300 cells.*cannot pickle"):
+        sweep(lambda a: lock and a, {"a": range(300)}, n_jobs=2)
+    assert time.monotonic() - started < 20
+
+
+class Unloadable(Exception):
+    def __init__(self, a, b):
+        super().__init__(a)
+
+
+def unloadable(a):
+    return Unloadable(1, 2) if a == 1 else a
 
 
 def test_what_cannot_be_known_again_is_refused(tmp_path):
@@ -272,7 +356,14 @@ def exits(a):
     return sys.exit(3) if a == 1 else a
 
 
-@pytest.mark.parametrize(("function", "error"), [(unpicklable, "TypeError: cannot pickle"), (exits, "SystemExit: 3")])
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        (unpicklable, "TypeError: cannot pickle"),
+        (exits, "SystemExit: 3"),
+        (unloadable, "TypeError: .*missing 1 required"),
+    ],
+)
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_cells_that_fail_in_other_ways(function, error, n_jobs):
     with pytest.warns(RuntimeWarning, match=rf"1 of 4 cells of the sweep failed:\n\{{'a': 1\}}: {error}"):

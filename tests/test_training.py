@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import signal
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -461,6 +462,25 @@ def test_looking_does_not_change_the_run(data, layer):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     if isinstance(layer, nn.BatchNorm1d):
         assert net[1].num_batches_tracked == 10
+
+
+def test_scripted_model_with_buffers(data):
+    x, y = data
+    nets = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        nets[1] = torch.jit.script(nets[1])
+    losses = [train(net, x, y, learning_rate=0.1, steps=5).loss for net in nets]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(list(net.buffers()) for net in nets))
+
+
+def test_lower_precision_of_autocast(data):
+    x, y = data[0].float(), data[1].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        method = _descent.descent(MLP(3, 8, 1, 2, seed=0, dtype=torch.float32), x, y, 0.1, 0.0)
+    assert isinstance(method, _descent.Autograd)
 
 
 class Remembers(nn.Module):
