@@ -1,9 +1,13 @@
 import re
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from chapters import ROOT, Chapter, chapters
-from make_notebooks import ConversionError, Converter
+from IPython.core.inputtransformer2 import TransformerManager
+from make_notebooks import ConversionError, Converter, package_source
 from pybtex.database import parse_string
 from test_book import BIBLIOGRAPHY, HEADER
 
@@ -130,6 +134,36 @@ def test_an_error_names_the_place_and_not_an_earlier_one(tmp_path):
 def test_math_is_left_alone(tmp_path):
     text = "So $\\frac{{a}}{b}$ and $[a](b)$.\n\n$$\n\\hat{{a}} \\% 1\n$$"
     assert convert(tmp_path, text).endswith(text)
+
+
+@pytest.mark.parametrize(
+    ("in_colab", "expected"), [(True, [("pip", "install --quiet --no-deps git+file:///x@1")]), (False, [])]
+)
+def test_package_is_installed_in_colab_alone(tmp_path, monkeypatch, in_colab, expected):
+    """The first cell, as IPython runs it."""
+    path = tmp_path / "chapter.md"
+    path.write_text(HEADER + "\n# Title\n", encoding="utf-8")
+    library = parse_string(LIBRARY, "bibtex")
+    notebook = Converter(Chapter(tmp_path, "chapter", 2), library, None, "git+file:///x@1").convert()
+    install = notebook.cells[0]
+    assert install.cell_type == "code"
+    if in_colab:
+        monkeypatch.setitem(sys.modules, "google.colab", object())
+    called = []
+    shell = SimpleNamespace(run_line_magic=lambda name, line: called.append((name, line)))
+    exec(TransformerManager().transform_cell(install.source), {"get_ipython": lambda: shell})
+    assert called == expected
+
+
+def test_package_comes_from_the_present_commit(tmp_path, monkeypatch):
+    for variable in ("BOOK_REPOSITORY", "GITHUB_REPOSITORY"):
+        monkeypatch.delenv(variable, raising=False)
+    author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    for command in (["init", "--quiet"], [*author, "commit", "--quiet", "--allow-empty", "--message", "First"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    assert package_source(tmp_path) is None
+    monkeypatch.setenv("BOOK_REPOSITORY", "owner/name")
+    assert re.fullmatch(r"git\+https://github\.com/owner/name@[0-9a-f]{40}", package_source(tmp_path))
 
 
 def test_every_chapter_converts_to_the_same_notebook_twice():

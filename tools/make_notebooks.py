@@ -3,18 +3,20 @@
 MyST is written out in plain Markdown: boxes, exercises, numbered equations and figures, citations, references, glued
 numbers. What this can't convert is an error that names the chapter and the line. Values that the chapter computes, its
 glued numbers and its run time, stand in the text where the chapter has been executed in its present state (``make
-book``); before that their names do.
+book``); before that their names do. A first cell installs the package in Colab, where its repository is known.
 """
 
 import ast
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
 from chapters import ROOT, chapters
 from pybtex.database import parse_file
 from pybtex.plugin import find_plugin
+from repository import find_repository
 
 ADMONITIONS = ("admonition", "note", "tip", "important", "warning", "seealso")
 
@@ -37,22 +39,30 @@ LEFTOVER = re.compile(
 )
 
 
+# Colab has all that the package needs, and its own builds of torch and numpy: they stay as they are.
+INSTALL = """# In Colab, install the book's package; elsewhere it is there already.
+import sys
+
+if "google.colab" in sys.modules:
+    %pip install --quiet --no-deps {source}"""
+
+
 class ConversionError(ValueError):
     """MyST that has no plain form here."""
 
 
 class Converter:
-    """Converts one chapter; knows its numbers, its citations and what it computed."""
+    """Converts one chapter; knows its numbers, its citations, what it computed, and where the package comes from."""
 
-    def __init__(self, chapter, bibliography, executed):
-        self.chapter, self.bibliography, self.cited = chapter, bibliography, []
+    def __init__(self, chapter, bibliography, executed, source=None):
+        self.chapter, self.bibliography, self.source, self.cited = chapter, bibliography, source, []
         self.notebook = chapter.read()
         self.values, self.seconds = computed_values(executed)
         self.numbers = self._numbers()
 
     def convert(self):
         """The plain notebook."""
-        cells = []
+        cells = [nbformat.v4.new_code_cell(INSTALL.format(source=self.source))] if self.source else []
         for cell, line in zip(self.notebook.cells, self._first_lines(), strict=True):
             if cell.cell_type == "markdown":
                 cells.append(nbformat.v4.new_markdown_cell(self.markdown(cell.source, line)))
@@ -202,13 +212,21 @@ def literal(text):
     return float(text) if text.lstrip("-") in ("inf", "nan") else ast.literal_eval(text)
 
 
+def package_source(book):
+    """What pip installs the package from: the published repository at this commit; None where that is not known."""
+    if not (repository := find_repository(book)):
+        return None
+    git = subprocess.run(["git", "-C", str(book), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    return f"git+https://github.com/{repository}@{git.stdout.strip()}"
+
+
 def make_notebooks(book=ROOT):
     """Write the plain notebook of every chapter; return their paths."""
-    target = book / "notebooks"
+    target, source = book / "notebooks", package_source(book)
     shutil.rmtree(target, ignore_errors=True)
     bibliography, written = parse_file(str(book / "book" / "references.bib")), []
     for chapter in chapters(book):
-        notebook = Converter(chapter, bibliography, chapter.executed()).convert()
+        notebook = Converter(chapter, bibliography, chapter.executed(), source).convert()
         path = target / Path(chapter.docname).relative_to("book").with_suffix(".ipynb")
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, path)
