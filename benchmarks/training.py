@@ -189,7 +189,8 @@ def measure(workload, method, answer):
         steps *= 2
     times = [seconds(run, steps) / steps for _ in range(5 if first < 5 else 3)]
     flops = SEEDS * sum(6 * POINTS * width**2 * (depth - 1) for width in widths)
-    answer.put((statistics.median(times), min(times), max(times), flops / statistics.median(times) / products_rate()))
+    rate = flops / statistics.median(times) / products_rate() if workload == "T4" else None
+    answer.put((statistics.median(times), min(times), max(times), rate))
 
 
 def main():
@@ -208,7 +209,7 @@ def main():
             text = (
                 "".join(f"{1000 * t:>10.3f}" for t in (median, low, high)) + f"{median * WORKLOADS[workload][3]:>14.1f}"
             )
-            text += f"   {rate:.2f} of the rate of a product" if workload == "T4" else ""
+            text += f"   {rate:.2f} of the rate of a product" if rate else ""
             print(f"{workload:<10}{method:<18}{text}", flush=True)
 
 

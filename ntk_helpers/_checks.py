@@ -6,6 +6,8 @@ from numbers import Real
 import torch
 from torch import nn
 
+from ntk_helpers._functional import ensemble_size
+
 
 class Arguments:
     """Tensor arguments of one call, checked against each other.
@@ -21,15 +23,13 @@ class Arguments:
 
     def tensor(self, name, value, pattern):
         """Check one argument against `pattern` and the arguments before it."""
-        if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        require_tensor(name, value)
         self._check_shape(name, tuple(value.shape), pattern.replace("?", "").split(), optional="?" in pattern)
         self.like_the_first(name, value)
 
     def inputs(self, name, x, model):
         """Check the inputs of a model: a tensor (n, ...), n > 0, of integers only if the model embeds them."""
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+        require_tensor(name, x)
         if x.ndim == 0 or len(x) == 0:
             raise ValueError(f"{name}: expected shape (n, ...) with n > 0, got {tuple(x.shape)}")
         embeds = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in model.modules())
@@ -68,7 +68,7 @@ def require_trainable(model):
     arguments = Arguments()
     for name, p in params.items():
         arguments.like_the_first(f"parameter {name}", p.detach())
-    size = getattr(model, "ensemble_size", None)
+    size = ensemble_size(model)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if size is not None and value.shape[:1] != (size,):
             raise ValueError(f"{name}: expected a leading axis of {size}, the ensemble's, got {tuple(value.shape)}")
@@ -82,6 +82,12 @@ def require_scales(w_std, b_std, parameterization):
         require_non_negative("b_std", b_std)
     if parameterization not in ("ntk", "standard"):
         raise ValueError(f'parameterization: expected "ntk" or "standard", got {parameterization!r}')
+
+
+def require_tensor(name, value):
+    """Raise TypeError unless `value` is a tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
 
 
 def require_finite(name, value):

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ntk_helpers._functional import ensemble_size
 from ntk_helpers.models import ACTIVATIONS, MLP
 
 BLOCK = 4 * 2**20  # bytes of a hidden layer to work on at once: with more, it no longer stays in a processor's caches
@@ -20,7 +21,7 @@ def descent(model, x, y, learning_rate, momentum):
     """The fastest way to descend half the mean square error."""
     fits = _is_plain_mlp(model) and x.shape[1:] == (model.d_in,) and y.shape[1:] == model.weights[-1].shape[-2:-1]
     if not fits or torch.is_autocast_enabled(x.device.type):
-        losses = partial(half_mean_square, y=y, ensemble_size=getattr(model, "ensemble_size", None))
+        losses = partial(half_mean_square, y=y, ensemble_size=ensemble_size(model))
         return Autograd(model, x, losses, learning_rate, momentum)
     one_layer_of_relus = len(model.weights) == 2 and model.activation is torch.relu and y.shape[1] == 1
     return (ShallowDescent if one_layer_of_relus else LayeredDescent)(model, x, y, learning_rate, momentum)
@@ -87,9 +88,9 @@ class Autograd:
 
 def _is_plain_mlp(model):
     """Whether a model is an MLP as its class makes it: nothing replaced, added, frozen, shared or hooked to."""
-    if type(model) is not MLP or model.activation not in ACTIVATIONS.values():
+    if type(model) is not MLP or model.activation not in tuple(_ELEMENTWISE):
         return False
-    networks = [model] if model.twin is None else [model, model.twin]
+    networks = _networks(model)
     params = [p for net in networks for p in (*net.weights, *net.biases)]
     return (
         all(type(net) is MLP and not {"forward", "_layers", "_layer"} & vars(net).keys() for net in networks)
@@ -100,6 +101,10 @@ def _is_plain_mlp(model):
         and all(type(p) is nn.Parameter and p.requires_grad and not p._backward_hooks for p in params)
         and sorted(map(id, params)) == sorted(map(id, model.parameters()))
     )
+
+
+def _networks(model):
+    return [model] if model.twin is None else [model, model.twin]
 
 
 _HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
@@ -120,10 +125,7 @@ class _MLPDescent:
         self.size = model.ensemble_size
         block = max(1, BLOCK // (len(self.factors) * model.weights[0].shape[-2] * len(x) * x.element_size()))
         self.blocks = [slice(start, start + block) for start in range(0, self.size or 1, block)]
-        self._start([_layers(net, model._scales) for net in self._networks()])
-
-    def _networks(self):
-        return [self.model] if self.model.twin is None else [self.model, self.model.twin]
+        self._start([_layers(net, model._scales) for net in _networks(self.model)])
 
     @torch.no_grad()
     def loss(self):
@@ -132,7 +134,9 @@ class _MLPDescent:
     @torch.no_grad()
     def advance(self, steps):
         losses = self.x.new_empty(steps, self.size or 1)
-        copies = [_layers(net, self.model._scales) for net in self._networks()]  # anew: a user may have replaced them
+        copies = [
+            _layers(net, self.model._scales) for net in _networks(self.model)
+        ]  # anew: a user may have replaced them
         self._steps(copies, losses)
         return losses[:, 0] if self.size is None else losses
 
@@ -200,8 +204,7 @@ class LayeredDescent(_MLPDescent):
         for layer, before in zip(reversed(layers), [*reversed(layers[:-1]), None], strict=True):
             params = layer.weights, layer.biases
             if before is not None:
-                unused, product = layer.gradient, (layer.weights.mT, gradient)
-                torch.baddbmm(unused, *product, beta=0, alpha=layer.w_scale, out=layer.gradient)
+                layer.gradient.baddbmm_(layer.weights.mT, gradient, beta=0, alpha=layer.w_scale)
             to_weights, to_biases = _targets(params, layer.velocities, self.momentum)
             _add_product(to_weights, gradient, layer.h.mT, -self.learning_rate * layer.w_scale)
             to_biases.add_(gradient.sum(-1), alpha=-self.learning_rate * layer.b_scale)
@@ -212,19 +215,18 @@ class LayeredDescent(_MLPDescent):
 
 # Of each activation h = phi(z): how to write it to h, and its derivative in the place of z.
 _ELEMENTWISE = {
-    "relu": (lambda z, h: torch.clamp(z, min=0, out=h), lambda z, h: z.gt_(0)),
-    "tanh": (lambda z, h: torch.tanh(z, out=h), lambda z, h: torch.mul(h, h, out=z).neg_().add_(1)),
-    "erf": (lambda z, h: torch.erf(z, out=h), lambda z, h: z.square_().neg_().exp_().mul_(2 / math.sqrt(math.pi))),
-    "gelu": (
+    torch.relu: (lambda z, h: torch.clamp(z, min=0, out=h), lambda z, h: z.gt_(0)),
+    torch.tanh: (lambda z, h: torch.tanh(z, out=h), lambda z, h: torch.mul(h, h, out=z).neg_().add_(1)),
+    torch.erf: (lambda z, h: torch.erf(z, out=h), lambda z, h: z.square_().neg_().exp_().mul_(2 / math.sqrt(math.pi))),
+    nn.functional.gelu: (
         lambda z, h: nn.functional.gelu(z, out=h),
         lambda z, h: torch.ops.aten.gelu_backward.grad_input(torch.ones_like(z), z, grad_input=z),
     ),
-    "sin": (lambda z, h: torch.sin(z, out=h), lambda z, h: z.cos_()),
-    "cos": (lambda z, h: torch.cos(z, out=h), lambda z, h: z.sin_().neg_()),
-    "abs": (lambda z, h: torch.abs(z, out=h), lambda z, h: z.sign_()),
-    "identity": (lambda z, h: h.copy_(z), lambda z, h: z.fill_(1)),
+    torch.sin: (lambda z, h: torch.sin(z, out=h), lambda z, h: z.cos_()),
+    torch.cos: (lambda z, h: torch.cos(z, out=h), lambda z, h: z.sin_().neg_()),
+    torch.abs: (lambda z, h: torch.abs(z, out=h), lambda z, h: z.sign_()),
+    ACTIVATIONS["identity"]: (lambda z, h: h.copy_(z), lambda z, h: z.fill_(1)),
 }
-_ELEMENTWISE = {ACTIVATIONS[name]: pair for name, pair in _ELEMENTWISE.items()}
 
 
 def _add_product(target, left, right, factor):

@@ -14,13 +14,13 @@ from torch import Tensor
 INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
-def fingerprint(function, parameters):
-    """Hash of a function's code, of whatever it uses beyond installed packages, and of its parameters.
+def fingerprint(named):
+    """Hash of a dict of objects by name: of functions, their code and whatever it uses beyond installed packages.
 
     Raises TypeError, naming the culprit, where something of it can't be pickled.
     """
     hashes = []
-    for name, value in {"function": function, **dict(sorted(parameters.items()))}.items():
+    for name, value in sorted(named.items()):
         try:
             hashes.append((name, _Hasher().hash(value)))
         except (TypeError, AttributeError, RuntimeError, pickle.PicklingError) as error:

@@ -6,6 +6,11 @@ import torch
 from torch import nn
 
 
+def ensemble_size(model):
+    """How many members the ensemble has; None for a single network."""
+    return getattr(model, "ensemble_size", None)
+
+
 def call(model, state, x):
     """The output of the model with other parameters and buffers, by name; what it writes to the buffers is lost.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ntk_helpers._checks import Arguments, require_finite, require_integer, require_number
+from ntk_helpers._checks import Arguments, require_finite, require_integer, require_number, require_tensor
 
 
 def grid_angles(n):
@@ -164,8 +164,7 @@ def harmonics(values):
     TypeError, ValueError
         For what is not a tensor of finite real numbers, or has no entries.
     """
-    if not isinstance(values, Tensor):
-        raise TypeError(f"values: expected a torch.Tensor, got {type(values).__name__}")
+    require_tensor("values", values)
     Arguments().like_the_first("values", values)
     if values.ndim == 0 or 0 in values.shape:
         raise ValueError(f"values: expected shape (..., N) with N > 0, got {tuple(values.shape)}")

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ntk_helpers import _layerwise
 from ntk_helpers._checks import Arguments, require_integer, require_trainable
-from ntk_helpers._functional import call, leaves_the_model
+from ntk_helpers._functional import call, ensemble_size, leaves_the_model
 from ntk_helpers._gram import arranged, from_full, gradient_gram, mirrored
 from ntk_helpers._precision import full_precision
 
@@ -124,7 +124,7 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     _check_chunk_size(chunk_size)
 
     x1, x2 = x1.detach(), None if x2 is None else x2.detach()
-    probe, size, others = _probe(model, x1), _size(model), x1 if x2 is None else x2
+    probe, size, others = _probe(model, x1), ensemble_size(model), x1 if x2 is None else x2
     n1, n2 = len(x1), len(others)
     pairs = {"full": 2, "diagonal": 1, "trace": 0}[output] * (probe.outputs,)
     names = probe.sizes if per_layer else ["sum"]
@@ -167,7 +167,7 @@ def ntk_vector_product(model, x, v):
     arguments = _check_model(model)
     arguments.inputs("x", x, model)
     x = x.detach()
-    probe, size = _probe(model, x), _size(model)
+    probe, size = _probe(model, x), ensemble_size(model)
     arguments.tensor("v", v, " ".join(map(str, [*([size] if size else []), len(x), *probe.output_shape[1:]])))
 
     def product(params, rest, s):
@@ -214,7 +214,7 @@ class _Linearized(nn.Module):
         self.origin = nn.Module()
         for name, value in _state(model)[0].items():
             self.origin.register_buffer(name.replace(".", "/"), value.clone())
-        self.ensemble_size = _size(model)
+        self.ensemble_size = ensemble_size(model)
 
     def forward(self, x):
         origin = {name.replace("/", "."): value for name, value in self.origin.named_buffers()}
@@ -447,14 +447,9 @@ def _state(model):
     return params, frozen | dict(model.named_buffers())
 
 
-def _size(model):
-    """How many members the ensemble has; None for a single network."""
-    return getattr(model, "ensemble_size", None)
-
-
 def _states(model):
     """The states of an ensemble's members; the model's own alone, unless it is one."""
-    state, size = _state(model), _size(model)
+    state, size = _state(model), ensemble_size(model)
     if size is None:
         return [state]
     return [tuple({name: value[s] for name, value in part.items()} for part in state) for s in range(size)]
@@ -463,7 +458,7 @@ def _states(model):
 def _over_members(model, function):
     """The function of (params, rest, s) for the model, or stacked over an ensemble's members s."""
     results = [function(*state, s) for s, state in enumerate(_states(model))]
-    return results[0] if _size(model) is None else torch.stack(results)
+    return results[0] if ensemble_size(model) is None else torch.stack(results)
 
 
 def _probe(model, x):

@@ -87,7 +87,8 @@ def sweep(function, grid, *, cache=None, n_jobs=-1):
     joblib.effective_n_jobs(n_jobs)  # refuses what is no number of jobs
     values, errors = {}, {}
     remember = _remember if cache is None else joblib.Memory(cache, verbose=0).cache(_remember, ignore=["value"])
-    keys = [None if cache is None else fingerprint(function, cell) for cell in cells]
+    identity = None if cache is None else fingerprint({"function": function})
+    keys = [None if cache is None else (identity, fingerprint(cell)) for cell in cells]
     for index, key in enumerate(keys):
         try:
             values[index] = remember(key, _MISSING)
@@ -122,9 +123,8 @@ def _outcomes(function, cells, n_jobs):
                 del cells[outcome[0]]
                 yield outcome
         except Exception as error:  # of the backend: those of the function come as outcomes
-            if not (
-                isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"
-            ):  # the latter is Dask's
+            died = isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"  # the latter is Dask's
+            if not died:
                 yield from ((index, None, _described(error)) for index in cells)
                 break
             # Whichever killed it, it was at work: the first that are not back. They go one by one, after the others.

@@ -20,7 +20,7 @@ from ntk_helpers._checks import (
     require_trainable,
 )
 from ntk_helpers._descent import Autograd, descent, half_mean_square
-from ntk_helpers._functional import call
+from ntk_helpers._functional import call, ensemble_size
 from ntk_helpers._interruption import interruption
 from ntk_helpers._progress import progress_bar
 from ntk_helpers.regression import max_learning_rate
@@ -174,7 +174,7 @@ def train(
         start = {name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())}
     else:
         losses = half_mean_square if loss is None else partial(_own_losses, loss)
-        losses = partial(losses, y=y, ensemble_size=getattr(model, "ensemble_size", None))
+        losses = partial(losses, y=y, ensemble_size=ensemble_size(model))
         method, start = Autograd(model, x, losses, learning_rate, momentum, optimizer), None
     last = method.loss()
     run = _Run(learning_rate, _limit(last, y if loss is None else None), record)
@@ -220,7 +220,7 @@ def distance_moved(model):
         in the order of ``model.named_parameters()``, as a Tensor (L,), or (L, S) for an ensemble.
     """
     start = {name: p.detach().clone() for name, p in require_trainable(model).items()}
-    size = getattr(model, "ensemble_size", None)
+    size = ensemble_size(model)
     rows = () if size is None else (size,)
 
     def distances(model):
