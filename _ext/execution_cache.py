@@ -9,9 +9,12 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import jupytext
 from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from nbformat import NotebookNode
 
 KEPT = 4  # states of the package to come back to, such as another branch's, beside the present one
 PACKAGE = Path(find_spec("ntk_helpers").origin).parent
@@ -26,11 +29,16 @@ def cache_folder(book):
     return book / "_build" / ".jupyter_cache" / digest.hexdigest()[:16]
 
 
-def executed_notebook(book, chapter):
-    """The chapter with the outputs of its present state, and the seconds that took; None if not executed.
+class Executed(NamedTuple):
+    """A chapter with the outputs of its present state, and what they took: seconds, and bytes where measured."""
 
-    The outputs are an nbformat notebook.
-    """
+    notebook: NotebookNode
+    seconds: float
+    peak_memory: int | None
+
+
+def executed_notebook(book, chapter):
+    """The file `chapter` of a book, `Executed`; None where its present state has not been."""
     if not (folder := cache_folder(book)).exists():
         return None
     cache = get_cache(folder)
@@ -38,7 +46,20 @@ def executed_notebook(book, chapter):
         record, notebook = cache.merge_match_into_notebook(jupytext.read(chapter))
     except KeyError:
         return None
-    return notebook, cache.get_cache_record(record).data["execution_seconds"]
+    took = cache.get_cache_record(record).data
+    return Executed(notebook, took["execution_seconds"], took.get("peak_memory"))
+
+
+def keep_outputs(book, chapter, run):
+    """Keep what a run of the file `chapter` gave, for the site to be rendered from; `run` as `run_notebook` gives it."""
+    notebook = jupytext.read(chapter)
+    for cell, ran in zip(notebook.cells, run.notebook.cells, strict=True):
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+    notebook.metadata["language_info"] = run.notebook.metadata["language_info"]
+    took = {"execution_seconds": run.seconds, "peak_memory": run.peak_memory}
+    bundle = CacheBundleIn(notebook, str(chapter), data=took)
+    get_cache(cache_folder(book)).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def _set_cache(app, config):

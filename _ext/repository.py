@@ -28,6 +28,34 @@ def find_repository(folder, environment=os.environ):
     return remote.group(1) if remote else None
 
 
+def site_address(repository, environment=os.environ):
+    """Where the site is published, with a slash at its end; None where that is not known.
+
+    It is the environment variable BOOK_ADDRESS, else the repository's address on GitHub Pages.
+    """
+    if address := environment.get("BOOK_ADDRESS"):
+        return address.rstrip("/") + "/"
+    if not repository:
+        return None
+    owner, name = repository.split("/")
+    host = f"https://{owner.lower()}.github.io/"
+    return host if name.lower() == f"{owner.lower()}.github.io" else f"{host}{name}/"
+
+
+def commit(folder):
+    """The commit that a folder is at; None without git."""
+    git = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return git.stdout.strip() if git.returncode == 0 else None
+
+
+def package_source(folder, repository):
+    """What pip installs the package from: the published repository, at this commit; None where it is not known."""
+    if not repository:
+        return None
+    at = commit(folder)
+    return f"git+https://github.com/{repository}" + (f"@{at}" if at else "")
+
+
 def _set_buttons(app, config):
     repository = find_repository(app.srcdir)
     config.html_theme_options |= {

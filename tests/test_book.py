@@ -41,6 +41,11 @@ claim("answer", "The answer.", 42.0, (40, 44), source="someone")
 ```
 """
 )
+CONFIG = r"""title: Tiny
+sphinx:
+  config:
+    mathjax3_config: {tex: {macros: {R: '\mathbb{R}', norm: ['\lVert #1 \rVert', 1]}}}
+"""
 TOC = "format: jb-book\nroot: book/intro\nparts:\n  - numbered: true\n    chapters:\n      - file: book/chapter\n"
 BIBLIOGRAPHY = "@book{someone, author = {Some One}, title = {A Book}, publisher = {A House}, year = {2001}}\n"
 INTRO = "# A tiny book\n\n```{bibliography}\n```\n"

@@ -1,15 +1,18 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nbformat
 import pytest
-from chapters import ROOT, Chapter, chapters
+from chapters import ROOT, chapters
+from execution_cache import Executed
 from IPython.core.inputtransformer2 import TransformerManager
-from make_notebooks import ConversionError, Converter, package_source
-from pybtex.database import parse_string
-from test_book import BIBLIOGRAPHY, HEADER
+from macros import expand
+from make_notebooks import Book, ConversionError, Converter
+from repository import package_source, site_address
+from test_book import BIBLIOGRAPHY, CONFIG, HEADER, TOC
 
 LIBRARY = BIBLIOGRAPHY + (
     "@article{three, author = {Ann A. and Bo B. and Cy C.}, title = {T}, journal = {J}, year = {2003}}\n"
@@ -17,12 +20,29 @@ LIBRARY = BIBLIOGRAPHY + (
 )
 
 
-def convert(tmp_path, text, executed=None):
+OTHER = "# Another chapter\n\n(there)=\n## A section\n\n$$\na\n$$ (far)\n"
+
+
+def read_book(tmp_path, text):
+    """A book of two chapters, the first with this text, and its first chapter."""
+    (tmp_path / "book").mkdir(exist_ok=True)
+    files = {
+        "_config.yml": CONFIG,
+        "_toc.yml": TOC.replace("book/chapter", "book/other\n      - file: book/chapter"),
+        "book/references.bib": LIBRARY,
+        "book/intro.md": "# Intro\n",
+        "book/other.md": OTHER,
+        "book/chapter.md": HEADER + "\n" + text,
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    return Book.read(tmp_path), chapters(tmp_path)[0]
+
+
+def convert(tmp_path, text, executed=None, **published):
     """The Markdown cells of the notebook that a chapter becomes, joined."""
-    path = tmp_path / "chapter.md"
-    path.write_text(HEADER + "\n" + text, encoding="utf-8")
-    chapter = Chapter(tmp_path, "chapter", 2)
-    notebook = Converter(chapter, parse_string(LIBRARY, "bibtex"), executed).convert()
+    book, chapter = read_book(tmp_path, text)
+    notebook = Converter(chapter, replace(book, **published), executed).convert()
     nbformat.validate(notebook)
     return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
@@ -30,7 +50,13 @@ def convert(tmp_path, text, executed=None):
 def executed(name, text):
     metadata = {"scrapbook": {"name": name, "mime_prefix": "prefix/"}}
     output = nbformat.v4.new_output("display_data", data={"prefix/text/plain": text}, metadata=metadata)
-    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])]), 12.3
+    return Executed(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])]), 12.3, 2**20)
+
+
+@pytest.fixture(autouse=True)
+def unpublished(monkeypatch):
+    for variable in ("BOOK_REPOSITORY", "GITHUB_REPOSITORY", "BOOK_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.mark.parametrize(
@@ -40,12 +66,22 @@ def executed(name, text):
         ("As {cite:t}`someone` says.", "As One (2001) says."),
         ("{cite:p}`someone,undated`", "(One, 2001; A Group, n.d.)"),
         ("See {ref}`a\nsection <there>`.", "See a\nsection."),
-        ("See {doc}`the other <../other>`.", "See the other."),
+        ("See {ref}`there` and {eq}`far`.", "See A section and (1.1)."),
+        ("See {doc}`the other <other>` and {doc}`/book/other`.", "See the other and Another chapter."),
         ("It is {glue:text}`x:.2f`.", "It is `x`."),
         ("In {run-time}`a minute`.", "In a minute."),
         ("```{note}\nOne\n\ntwo.\n```", "> **Note.**\n>\n> One\n>\n> two."),
         (":::{admonition} A *title*\n:class: tip\nOne.\n:::", "> **A *title*.**\n>\n> One."),
+        ("````{note}\n```{tip}\nOne.\n```\n````", "> **Note.**\n>\n> > **Tip.**\n> >\n> > One."),
         ("(here)=\n## There", "## There"),
+        (
+            "```{prf:theorem} Someone\n:label: law\nLet\n$$\nx\n$$ (x)\n```\n\nBy {prf:ref}`law` and {eq}`x`.",
+            "> **Theorem 2.1** (Someone).\n>\n> Let\n> $$ x \\tag{2.1} $$\n\nBy Theorem 2.1 and (2.1).",
+        ),
+        ("```{prf:proof}\nClear.\n```", "**Proof.** Clear. $\\square$"),
+        ("```{prf:remark}\n:nonumber:\nIt is.\n```", "> **Remark**.\n>\n> It is."),
+        ("```{table} Ones\n:name: ones\n| a |\n|---|\n| 1 |\n```", "*Table 2.1.* Ones\n\n| a |\n|---|\n| 1 |"),
+        ("Over $\\R^2$ and `$\\R$`, $\\norm{x}$.", "Over $\\mathbb{R}^2$ and `$\\R$`, $\\lVert x \\rVert$."),
         (
             "Code `{eq}` and ``a `{b}` c`` stay, $\\frac{1}{2}$ too.",
             "Code `{eq}` and ``a `{b}` c`` stay, $\\frac{1}{2}$ too.",
@@ -76,19 +112,95 @@ def test_references_are_listed_once(tmp_path):
     assert "A Book" in listed
 
 
-def test_exercises_and_figures(tmp_path):
+EXERCISE = (
+    "```{exercise} Why?\n:label: why\nSay $x$.\n```\n\n````{solution-start} why\n:class: dropdown\n````\n\n"
+    "So.\n\n```{code-cell} ipython3\n1\n```\n\nThus.\n\n````{solution-end}\n````\n\nSee {ref}`it <why>`.\n\n"
+    "```{code-cell} ipython3\n2\n```\n"
+)
+
+
+def test_exercises_and_their_solutions_are_folded(tmp_path):
+    text = convert(tmp_path, EXERCISE)
+    assert "<details open>\n<summary><b>Exercise 2.1 (Why?)</b></summary>\n\nSay $x$.\n\n</details>" in text
+    assert "<details>\n<summary><b>Solution to Exercise 2.1</b></summary>\n\nSo.\n\n</details>" in text
+    assert "<b>Solution to Exercise 2.1, continued</b></summary>\n\nThus.\n\n</details>\n\n\nSee it." in text
+    assert not re.search(r"solution-|dropdown|:label:", text)
+
+
+def test_the_code_of_a_solution_is_folded_and_no_other(tmp_path):
+    book, chapter = read_book(tmp_path, EXERCISE)
+    cells = [cell for cell in Converter(chapter, book, None).convert().cells if cell.cell_type == "code"]
+    assert [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in cells] == [True, False]
+    assert [cell.metadata.get("cellView") for cell in cells] == ["form", None]
+
+
+def test_a_solution_that_begins_with_code_is_announced(tmp_path):
+    text = convert(tmp_path, EXERCISE.replace("So.\n\n", ""))
+    assert "<b>Solution to Exercise 2.1</b></summary>\n\nIts code is in the folded cells that follow." in text
+
+
+def test_figures(tmp_path):
     text = convert(
         tmp_path,
-        "```{exercise} Why?\n:label: why\nSay $x$.\n```\n\n````{solution-start} why\n:class: dropdown\n````\n\n"
-        "So.\n\n````{solution-end}\n````\n\nSee {numref}`fig` and {ref}`it <why>`.\n\n"
+        "See {numref}`fig`.\n\n"
         "```{code-cell} ipython3\n---\nmystnb:\n  figure:\n    name: fig\n"
         "    caption: A curve, after {cite:t}`someone`.\n---\n1\n```\n",
     )
-    assert "> **Exercise 2.1** (Why?).\n>\n> Say $x$." in text
-    assert "**Solution to Exercise 2.1.**\n\nSo." in text
-    assert "See Figure 2.1 and it." in text
+    assert "See Figure 2.1." in text
     assert "*Figure 2.1.* A curve, after One (2001)." in text
-    assert not re.search(r"solution-|dropdown|:label:", text)
+
+
+def test_references_lead_to_the_site(tmp_path):
+    address = "https://owner.github.io/name/"
+    text = convert(tmp_path, "See {ref}`there`, {eq}`far`, {doc}`it <other>`.", address=address)
+    for name, place in {"A section": "#there", "(1.1)": "#equation-far", "it": ""}.items():
+        assert f"[{name}]({address}book/other.html{place})" in text
+    assert f"[Read it on its page]({address}book/chapter.html)" in text
+
+
+def test_the_header_names_the_chapter_and_its_run_time(tmp_path):
+    assert convert(tmp_path, "", executed("x", "1")).startswith(
+        "*Chapter 2 of the executable book* Tiny. It runs in about 12 s on two CPU cores. No GPU is needed."
+    )
+
+
+def test_a_value_that_the_chapter_did_not_compute_is_an_error(tmp_path):
+    with pytest.raises(ConversionError, match="can't convert '{glue:text}`y`'"):
+        convert(tmp_path, "It is {glue:text}`y`.", executed("x", "1"))
+
+
+MACROS = {
+    "R": r"\mathbb{R}",
+    "norm": [r"\lVert #1 \rVert", 1],
+    "pair": ["(#1, #2)", 2],
+    "tangent": r"\Theta",
+    "kernel": r"\tangent",
+    "endless": r"\endless",
+}
+
+
+@pytest.mark.parametrize(
+    ("tex", "expected"),
+    [
+        (r"\R\Rest", r"\mathbb{R}\Rest"),
+        (r"\norm{\norm{a}_{\R}}", r"\lVert \lVert a \rVert_{\mathbb{R}} \rVert"),
+        (r"\norm x, \norm\alpha", r"\lVert x \rVert, \lVert \alpha \rVert"),
+        (r"\pair{a \} b}{c}", r"(a \} b, c)"),
+        (r"\tangent x", r"\Theta x"),
+        (r"\tangent{}x \kernel x", r"\Theta{}x \Theta x"),
+        (r"\norm{\{}", r"\lVert \{ \rVert"),
+    ],
+)
+def test_macros(tex, expected):
+    assert expand(tex, MACROS) == expected
+
+
+@pytest.mark.parametrize(
+    ("tex", "message"), [(r"\endless", "contains itself"), (r"\norm", "an argument"), (r"\norm{x", "closing brace")]
+)
+def test_macros_that_do_not_end_are_errors(tex, message):
+    with pytest.raises(ValueError, match=message):
+        expand(tex, MACROS)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +215,10 @@ def test_exercises_and_figures(tmp_path):
         "Words\n\n```{note}\n{nonsense}`inside`\n```",
         "Words\n\n{{ substitution }}",
         "Words\n\n% a comment",
-        "Words\n\n````{note}\n```{tip}\ninside\n```\n````",
+        "Words\n\n````{note}\n```{tip}\n{nonsense}`inside`\n```\n````",
+        "Words\n\n{doc}`nowhere`",
+        "Words\n\n{prf:ref}`nowhere`",
+        "Words\n\n```{prf:theorem}\nNo label.\n```",
         "Words\n\n$$ a $$ (label)",
         "Words\n\n[](nowhere)",
         "Words\n\nsee [there](#nowhere)",
@@ -115,7 +230,7 @@ def test_exercises_and_figures(tmp_path):
     ],
 )
 def test_what_it_cannot_convert_is_an_error_with_its_line(tmp_path, myst):
-    line = HEADER.count("\n") + 4 + ("inside" in myst)
+    line = HEADER.count("\n") + 2 + myst[: max(7, myst.find("inside"))].count("\n")
     with pytest.raises(ConversionError, match=rf"chapter\.md:{line}: can't convert"):
         convert(tmp_path, myst)
 
@@ -140,13 +255,10 @@ def test_math_is_left_alone(tmp_path):
     ("in_colab", "expected"), [(True, [("pip", "install --quiet --no-deps git+file:///x@1")]), (False, [])]
 )
 def test_package_is_installed_in_colab_alone(tmp_path, monkeypatch, in_colab, expected):
-    """The first cell, as IPython runs it."""
-    path = tmp_path / "chapter.md"
-    path.write_text(HEADER + "\n# Title\n", encoding="utf-8")
-    library = parse_string(LIBRARY, "bibtex")
-    notebook = Converter(Chapter(tmp_path, "chapter", 2), library, None, "git+file:///x@1").convert()
-    install = notebook.cells[0]
-    assert install.cell_type == "code"
+    """The first code cell, as IPython runs it."""
+    book, chapter = read_book(tmp_path, "# Title\n")
+    notebook = Converter(chapter, replace(book, source="git+file:///x@1"), None).convert()
+    install = next(cell for cell in notebook.cells if cell.cell_type == "code")
     if in_colab:
         monkeypatch.setitem(sys.modules, "google.colab", object())
     called = []
@@ -155,21 +267,30 @@ def test_package_is_installed_in_colab_alone(tmp_path, monkeypatch, in_colab, ex
     assert called == expected
 
 
-def test_package_comes_from_the_present_commit(tmp_path, monkeypatch):
-    for variable in ("BOOK_REPOSITORY", "GITHUB_REPOSITORY"):
-        monkeypatch.delenv(variable, raising=False)
+def test_package_comes_from_the_present_commit(tmp_path):
     author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
     for command in (["init", "--quiet"], [*author, "commit", "--quiet", "--allow-empty", "--message", "First"]):
         subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
-    assert package_source(tmp_path) is None
-    monkeypatch.setenv("BOOK_REPOSITORY", "owner/name")
-    assert re.fullmatch(r"git\+https://github\.com/owner/name@[0-9a-f]{40}", package_source(tmp_path))
+    assert package_source(tmp_path, None) is None
+    assert re.fullmatch(r"git\+https://github\.com/owner/name@[0-9a-f]{40}", package_source(tmp_path, "owner/name"))
+
+
+@pytest.mark.parametrize(
+    ("repository", "environment", "address"),
+    [
+        (None, {}, None),
+        ("Owner/name", {}, "https://owner.github.io/name/"),
+        ("Owner/owner.github.io", {}, "https://owner.github.io/"),
+        ("owner/name", {"BOOK_ADDRESS": "https://book.example.org"}, "https://book.example.org/"),
+    ],
+)
+def test_the_address_of_the_site(repository, environment, address):
+    assert site_address(repository, environment) == address
 
 
 def test_every_chapter_converts_to_the_same_notebook_twice():
-    library = parse_string((ROOT / "book/references.bib").read_text(encoding="utf-8"), "bibtex")
     assert chapters()
     for chapter in chapters():
-        first, second = (nbformat.writes(Converter(chapter, library, None).convert()) for _ in range(2))
+        first, second = (nbformat.writes(Converter(chapter, Book.read(ROOT), None).convert()) for _ in range(2))
         assert first == second
         assert '"id": "cell-000"' in first

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Chapter:
-    """One notebook of the book; `number` is its number in the table of contents, None where it has none."""
+    """One page of the book; `number` is its number in the table of contents, None where it has none."""
 
     book: Path
     docname: str
@@ -31,8 +31,16 @@ class Chapter:
         return jupytext.read(self.path)
 
     def executed(self):
-        """The notebook with the outputs of its present state, and the seconds that took; None if not executed."""
+        """The notebook with the outputs of its present state, and what they took; None if not executed."""
         return executed_notebook(self.book, self.path)
+
+    def first_lines(self):
+        """The line of the file on which each cell's text begins."""
+        text, position = self.path.read_text(encoding="utf-8"), 0
+        for cell in self.read().cells:
+            position = text.index(cell.source, position)
+            yield text.count("\n", 0, position) + 1
+            position += len(cell.source)
 
 
 def is_notebook(path):
@@ -41,20 +49,21 @@ def is_notebook(path):
     return len(header) == 3 and not header[0] and "kernelspec" in (yaml.safe_load(header[1]) or {})
 
 
-def chapters(book=ROOT):
-    """The chapters in the order of ``_toc.yml``, numbered as the site numbers them: on through all numbered parts."""
+def pages(book=ROOT):
+    """All pages in the order of ``_toc.yml``, numbered as the site numbers them: on through all numbered parts."""
     toc, found, number = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8")), [], 0
-    pages = [(toc["root"], False)]
     if unknown := set(toc) - {"format", "root", "parts"}:
         raise ValueError(f"_toc.yml: expected format, root and parts, got {sorted(unknown)}")
+    found.append(Chapter(book, toc["root"], None))
     for part in toc.get("parts", []):
         for page in part["chapters"]:
             if set(page) != {"file"}:
                 raise ValueError(f"_toc.yml: expected chapters of one file each, got {page}")
-            pages.append((page["file"], part.get("numbered", False)))
-    for docname, numbered in pages:
-        number += bool(numbered)
-        chapter = Chapter(book, docname, number if numbered else None)
-        if is_notebook(chapter.path):
-            found.append(chapter)
+            number += part.get("numbered", False)
+            found.append(Chapter(book, page["file"], number if part.get("numbered", False) else None))
     return found
+
+
+def chapters(book=ROOT):
+    """The pages that are notebooks, in order."""
+    return [page for page in pages(book) if is_notebook(page.path)]

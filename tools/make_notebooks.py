@@ -1,43 +1,44 @@
 """Turn every chapter into a plain notebook, ``notebooks/<part>/<chapter>.ipynb``, that runs anywhere.
 
-MyST is written out in plain Markdown: boxes, exercises, numbered equations and figures, citations, references, glued
-numbers. What this can't convert is an error that names the chapter and the line. Values that the chapter computes, its
-glued numbers and its run time, stand in the text where the chapter has been executed in its present state (``make
-book``); before that their names do. A first cell installs the package in Colab, where its repository is known.
+MyST is written out in plain Markdown: boxes, theorems, exercises, numbered equations and figures, citations,
+references, glued numbers, macros. What this can't convert is an error that names the chapter and the line. Values that
+the chapter computes, its glued numbers and its run time, stand in the text where the chapter has been executed in its
+present state; before that their names do. References lead to the site, and a first cell installs the package in Colab,
+where the address of the repository is known.
 """
 
 import ast
 import re
 import shutil
-import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import yaml
 from chapters import ROOT, chapters
-from pybtex.database import parse_file
+from labels import EQUATION, FENCE, THEOREMS, Label, labels, options, resolve
+from macros import expand
+from pybtex.database import BibliographyData, parse_file
 from pybtex.plugin import find_plugin
-from repository import find_repository
+from repository import find_repository, package_source, site_address
 
 ADMONITIONS = ("admonition", "note", "tip", "important", "warning", "seealso")
-
-FENCE = re.compile(
-    r"^(?P<fence>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}[ ]*(?P<title>[^\n]*)\n(?P<body>.*?)^(?P=fence)[ ]*$\n?", re.M | re.S
+SOLUTION = re.compile(
+    r"^(?P<fence>`{3,})\{solution-(?P<end>start|end)\}[ ]*(?P<label>[^\n]*)\n.*?^(?P=fence)[ ]*\n", re.M | re.S
 )
-OPTION = re.compile(r"^:(?P<key>[\w-]+):[ ]*(?P<value>[^\n]*)\n", re.M)
-EQUATION = re.compile(r"^\$\$(?P<body>.*?)^\$\$[ ]*\((?P<label>[\w:-]+)\)[ ]*$", re.M | re.S)
-TARGET = re.compile(r"^\([\w:-]+\)=[ ]*\n", re.M)
 ROLE_OR_CODE = re.compile(r"(?:\{(?P<role>[\w:-]+)\})?(?P<ticks>`+)(?P<text>.+?)(?<!`)(?P=ticks)(?!`)", re.S)
+TARGET_LINE = re.compile(r"^\([\w:-]+\)=[ ]*\n", re.M)
 EXPLICIT = re.compile(r"(?P<text>.*?)\s*<(?P<target>[^<>]+)>", re.S)
 # MyST that would show raw in a plain notebook: directives (fences), and then, outside code and math, roles, targets,
 # substitutions, block breaks, comments; labels of one-line math, links that lead nowhere there, attributes.
 OPEN_FENCE = re.compile(r"^(?:> ?)*[`:~]{3,}\{.*", re.M)
 MATH = re.compile(r"\$\$.*?\$\$|\$[^$\n]+?\$", re.S)
+MATH_OR_CODE = re.compile(rf"(?P<ticks>`+).+?(?<!`)(?P=ticks)(?!`)|{MATH.pattern}", re.S)
 LEFTOVER = re.compile(
     r"\{[\w:-]+\}`.*|^\([\w:-]+\)=.*|\{\{.*?\}\}|^\+\+\+.*|^%.*"
     r"|\$\$[ ]*\([\w:-]+\)|\]\((?!https?://|mailto:).*?\)|[\])]\{[.#\w].*?\}",
     re.M,
 )
-
 
 # Colab has all that the package needs, and its own builds of torch and numpy: they stay as they are.
 INSTALL = """# In Colab, install the book's package; elsewhere it is there already.
@@ -45,124 +46,182 @@ import sys
 
 if "google.colab" in sys.modules:
     %pip install --quiet --no-deps {source}"""
+HIDDEN = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # the code folded away, in Jupyter and in Colab
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 class ConversionError(ValueError):
     """MyST that has no plain form here."""
 
 
-class Converter:
-    """Converts one chapter; knows its numbers, its citations, what it computed, and where the package comes from."""
+@dataclass(frozen=True)
+class Book:
+    """What a chapter's notebook needs to know of the whole book, and where that is published (None: nowhere)."""
 
-    def __init__(self, chapter, bibliography, executed, source=None):
-        self.chapter, self.bibliography, self.source, self.cited = chapter, bibliography, source, []
-        self.notebook = chapter.read()
-        self.values, self.seconds = computed_values(executed)
-        self.numbers = self._numbers()
+    title: str
+    labels: dict[str, Label]
+    bibliography: BibliographyData
+    macros: dict
+    address: str | None = None
+    source: str | None = None  # what pip installs the package from
+
+    @classmethod
+    def read(cls, folder):
+        config = yaml.safe_load((folder / "_config.yml").read_text(encoding="utf-8"))
+        mathjax = config.get("sphinx", {}).get("config", {}).get("mathjax3_config", {})
+        repository = find_repository(folder)
+        return cls(
+            title=config["title"],
+            labels=labels(folder),
+            bibliography=parse_file(str(folder / "book" / "references.bib")),
+            macros=mathjax.get("tex", {}).get("macros", {}),
+            address=site_address(repository),
+            source=package_source(folder, repository),
+        )
+
+    def link(self, text, label):
+        """A link to the published page of a label; the text alone where there is none."""
+        return f"[{text}]({self.address}{label.path})" if self.address else text
+
+
+class Converter:
+    """Converts one chapter of a book; `executed` is the chapter with its outputs, None without."""
+
+    def __init__(self, chapter, book, executed):
+        self.chapter, self.book, self.executed, self.cited = chapter, book, executed, []
+        self.values = computed_values(executed.notebook) if executed else {}
+        self.solution = None  # title of the solution that is being converted
 
     def convert(self):
         """The plain notebook."""
-        cells = [nbformat.v4.new_code_cell(INSTALL.format(source=self.source))] if self.source else []
-        for cell, line in zip(self.notebook.cells, self._first_lines(), strict=True):
+        cells = [nbformat.v4.new_markdown_cell(self.header())]
+        if self.book.source:
+            cells.append(nbformat.v4.new_code_cell(INSTALL.format(source=self.book.source)))
+        for cell, line in zip(self.chapter.read().cells, self.chapter.first_lines(), strict=True):
             if cell.cell_type == "markdown":
                 cells.append(nbformat.v4.new_markdown_cell(self.markdown(cell.source, line)))
                 continue
-            cells.append(nbformat.v4.new_code_cell(cell.source))
+            cells.append(nbformat.v4.new_code_cell(cell.source, metadata=HIDDEN if self.solution else {}))
             if figure := cell.metadata.get("mystnb", {}).get("figure"):
-                if not {"name", "caption"} <= set(figure):
-                    raise ConversionError(
-                        f"{self.chapter.path}:{line}: the figure of this cell lacks a name or caption"
-                    )
-                number = self.numbers[figure["name"]]
-                cells.append(nbformat.v4.new_markdown_cell(f"*{number}.* " + self.markdown(figure["caption"], line)))
+                cells.append(nbformat.v4.new_markdown_cell(self.caption(figure, line)))
         if self.cited:
-            cells.append(nbformat.v4.new_markdown_cell(self._references()))
+            cells.append(nbformat.v4.new_markdown_cell(self.references()))
         cells = [cell for cell in cells if cell.source.strip()]
         for index, cell in enumerate(cells):
             cell.id = f"cell-{index:03d}"  # random ids would make every build differ
-        kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-        return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+
+    def header(self):
+        """What this notebook is, and how long it takes."""
+        number = f"Chapter {self.chapter.number}" if self.chapter.number else "A chapter"
+        title, page = self.book.title, self.book.labels[self.chapter.docname]
+        took = f" It runs in about {self.executed.seconds:.0f} s on two CPU cores." if self.executed else ""
+        read = f" {self.book.link('Read it on its page', page)}." if self.book.address else ""
+        return f"*{number} of the executable book* {title}.{took} No GPU is needed.{read}"
+
+    def caption(self, figure, line):
+        if not {"name", "caption"} <= set(figure):
+            raise ConversionError(f"{self.chapter.path}:{line}: the figure of this cell lacks a name or caption")
+        return f"*{self.book.labels[figure['name']].text}.* " + self.markdown(figure["caption"], line)
 
     def markdown(self, source, line):
         """Plain Markdown for a piece of MyST that begins at a line of the chapter."""
         source = source.rstrip() + "\n"
         try:
-            text = FENCE.sub(self._directive, source)
-            text = EQUATION.sub(lambda m: f"$${m['body']}\\tag{{{self.numbers[m['label']][1:-1]}}}\n$$", text)
-            text = ROLE_OR_CODE.sub(self._role, TARGET.sub("", text))
-            require_plain(text)
+            return "\n\n".join(filter(None, self.parts(source)))
         except ConversionError as error:
             found = error.args[0]
             offset = source[: max(0, source.find(found))].count("\n")
             raise ConversionError(f"{self.chapter.path}:{line + offset}: can't convert {found!r}") from None
-        return text.strip()
 
-    def _first_lines(self):
-        """The line of the chapter on which each cell's text begins."""
-        text, position = self.chapter.path.read_text(encoding="utf-8"), 0
-        for cell in self.notebook.cells:
-            position = text.index(cell.source, position)
-            yield text.count("\n", 0, position) + 1
-            position += len(cell.source)
+    def parts(self, source):
+        """The plain forms of what stands before, in, and after the solutions in a text."""
+        position = 0
+        for mark in SOLUTION.finditer(source):
+            yield self.plain(source[position : mark.start()])
+            position = mark.end()
+            self.solution = self.solved(mark) if mark["end"] == "start" else None
+            if self.solution and not source[position:].strip():
+                yield self.fold_solution("Its code is in the folded cells that follow.")
+        yield self.plain(source[position:])
 
-    def _numbers(self):
-        """The texts that references to labels become: "(1.2)", "Figure 1.1", "Exercise 1.3"."""
-        prefix = f"{self.chapter.number}." if self.chapter.number else ""
-        labels = {"equation": [], "Figure": [], "Exercise": []}
-        for cell in self.notebook.cells:
-            labels["equation"] += [m["label"] for m in EQUATION.finditer(cell.source)]
-            if figure := cell.metadata.get("mystnb", {}).get("figure"):
-                labels["Figure"].append(figure.get("name"))
-            exercises = [m for m in FENCE.finditer(cell.source) if m["name"] == "exercise"]
-            labels["Exercise"] += [options(m["body"])[0].get("label") for m in exercises]
-        numbers = {label: f"({prefix}{i})" for i, label in enumerate(labels.pop("equation"), 1)}
-        for kind, names in labels.items():
-            numbers |= {label: f"{kind} {prefix}{i}" for i, label in enumerate(names, 1)}
-        return numbers
+    def solved(self, mark):
+        """The title of the solution that begins at a mark."""
+        label = self.book.labels.get(mark["label"].strip())
+        if label is None or not label.text.startswith("Exercise"):
+            raise ConversionError(mark[0].splitlines()[0])
+        return f"Solution to {label.text}"
 
-    def _directive(self, match):
+    def fold_solution(self, text):
+        title, self.solution = self.solution, self.solution.removesuffix(", continued") + ", continued"
+        return folded(title, text)
+
+    def plain(self, source):
+        text = EQUATION.sub(lambda m: f"$${m['body']}\\tag{{{self.book.labels[m['label']].text[1:-1]}}}\n$$", source)
+        text = FENCE.sub(self.directive, TARGET_LINE.sub("", text))
+        text = ROLE_OR_CODE.sub(self.role, text)
+        require_plain(text)
+        text = in_math(text, lambda math: expand(math, self.book.macros)).strip()
+        return self.fold_solution(text) if self.solution and text else text
+
+    def directive(self, match):
         given, body = options(match["body"])
-        name, title = match["name"], match["title"].strip()
+        name, title, body = match["name"], match["title"].strip(), FENCE.sub(self.directive, body)
+        kind, label = name.removeprefix("prf:"), self.book.labels.get(given.get("label", given.get("name")))
         if name in ADMONITIONS:
             return quoted(f"**{title if name == 'admonition' else name.capitalize()}.**", body)
-        if name == "exercise" and given.get("label"):
-            return quoted(f"**{self.numbers[given['label']]}** ({title}).", body)
-        if name == "solution-start" and title in self.numbers:
-            return f"**Solution to {self.numbers[title]}.**\n"
-        if name == "solution-end":
-            return ""
+        if name == "exercise" and label:
+            return folded(f"{label.text} ({title})" if title else label.text, body, unfolded=True)
+        if name == "prf:proof":
+            return f"**Proof.** {body.strip()} $\\square$\n"
+        if name.startswith("prf:") and kind in THEOREMS and (label or "nonumber" in given):
+            return quoted(
+                f"**{label.text if label else kind.capitalize()}**" + (f" ({title})." if title else "."), body
+            )
+        if name == "table" and label:
+            return f"*{label.text}.* {title}\n\n{body.strip()}\n"
         raise ConversionError(match[0].splitlines()[0])
 
-    def _role(self, match):
+    def role(self, match):
         role, text = match["role"], match["text"]
         if role is None:
             return match[0]
         if role in ("cite:p", "cite:t"):
-            return self._citation(match[0], text.split(","), parenthetical=role == "cite:p")
-        if role in ("eq", "numref") and text in self.numbers:
-            return self.numbers[text]
-        if role in ("ref", "doc") and (explicit := EXPLICIT.fullmatch(text)):
-            return explicit["text"]
+            return self.citation(match[0], text.split(","), parenthetical=role == "cite:p")
+        if role in ("eq", "numref", "ref", "prf:ref", "doc"):
+            return self.reference(match)
         if role == "glue:text":
             name, _, spec = text.partition(":")
+            if self.executed and name not in self.values:
+                raise ConversionError(match[0])
             return f"{self.values[name]:{spec}}" if name in self.values else f"`{name}`"
         if role == "run-time":
-            return f"{self.seconds:.0f} s" if self.seconds else text
+            return f"{self.executed.seconds:.0f} s" if self.executed else text
         raise ConversionError(match[0])
 
-    def _citation(self, role, keys, parenthetical):
+    def reference(self, match):
+        explicit = EXPLICIT.fullmatch(match["text"])
+        target = explicit["target"] if explicit else match["text"]
+        if match["role"] == "doc":
+            target = resolve(self.chapter.docname, target)
+        label = self.book.labels.get(target)
+        if label is None or not (explicit or label.text):
+            raise ConversionError(match[0])
+        return self.book.link(explicit["text"] if explicit else label.text, label)
+
+    def citation(self, role, keys, parenthetical):
         texts = []
         for key in map(str.strip, keys):
-            if key not in self.bibliography.entries:
+            if key not in self.book.bibliography.entries:
                 raise ConversionError(role)
             self.cited += [key] * (key not in self.cited)
-            names, year = author_year(self.bibliography.entries[key])
+            names, year = author_year(self.book.bibliography.entries[key])
             texts.append(f"{names}, {year}" if parenthetical else f"{names} ({year})")
         return f"({'; '.join(texts)})" if parenthetical else ", ".join(texts)
 
-    def _references(self):
+    def references(self):
         style, backend = find_plugin("pybtex.style.formatting", "unsrt")(), find_plugin("pybtex.backends", "markdown")()
-        entries = style.format_entries([self.bibliography.entries[key] for key in sorted(self.cited)])
+        entries = style.format_entries([self.book.bibliography.entries[key] for key in sorted(self.cited)])
         return "## References\n\n" + "\n".join(f"- {entry.text.render(backend)}" for entry in entries)
 
 
@@ -174,17 +233,21 @@ def require_plain(text):
         raise ConversionError(leftover[0].lstrip("> $"))
 
 
-def options(body):
-    """Split the body of a directive into its leading ``:key: value`` lines and the rest."""
-    found = {}
-    while match := OPTION.match(body):
-        found[match["key"]], body = match["value"], body[match.end() :]
-    return found, body
+def in_math(text, change):
+    """The text with each formula changed, and what is code left alone."""
+    return MATH_OR_CODE.sub(lambda m: m[0] if m["ticks"] else change(m[0]), text)
 
 
 def quoted(title, body):
-    """A block quote that begins with a title."""
-    return "\n".join(f"> {line}".rstrip() for line in [title, "", *body.strip().splitlines()]) + "\n"
+    """A block quote that begins with a title. Its equations stand on one line: the marks of a quote don't go into math."""
+    body = in_math(body.strip(), lambda math: " ".join(math.split()))
+    return "\n".join(f"> {line}".rstrip() for line in [title, "", *body.splitlines()]) + "\n"
+
+
+def folded(title, body, unfolded=False):
+    """A text to be unfolded by a click on its title."""
+    start = f"<details{' open' if unfolded else ''}>\n<summary><b>{title}</b></summary>"
+    return f"{start}\n\n{body.strip()}\n\n</details>\n"
 
 
 def author_year(entry):
@@ -195,16 +258,13 @@ def author_year(entry):
     return short, entry.fields.get("year", "n.d.")
 
 
-def computed_values(executed):
-    """The values glued in an executed notebook, by name, and its run time in seconds; empty and None without one."""
-    if executed is None:
-        return {}, None
-    notebook, seconds = executed
+def computed_values(notebook):
+    """The values glued in an executed notebook, by name."""
     values = {}
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         if glued := output.get("metadata", {}).get("scrapbook"):
             values[glued["name"]] = literal(output["data"][glued["mime_prefix"] + "text/plain"])
-    return values, seconds
+    return values
 
 
 def literal(text):
@@ -212,24 +272,14 @@ def literal(text):
     return float(text) if text.lstrip("-") in ("inf", "nan") else ast.literal_eval(text)
 
 
-def package_source(book):
-    """What pip installs the package from: the published repository at this commit; None where that is not known."""
-    if not (repository := find_repository(book)):
-        return None
-    git = subprocess.run(["git", "-C", str(book), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    return f"git+https://github.com/{repository}@{git.stdout.strip()}"
-
-
-def make_notebooks(book=ROOT):
-    """Write the plain notebook of every chapter; return their paths."""
-    target, source = book / "notebooks", package_source(book)
+def make_notebooks(folder=ROOT, target=None):
+    """Write the plain notebook of every chapter of a book to a folder, ``notebooks/``; return their paths."""
+    target, book, written = target or folder / "notebooks", Book.read(folder), []
     shutil.rmtree(target, ignore_errors=True)
-    bibliography, written = parse_file(str(book / "book" / "references.bib")), []
-    for chapter in chapters(book):
-        notebook = Converter(chapter, bibliography, chapter.executed(), source).convert()
+    for chapter in chapters(folder):
         path = target / Path(chapter.docname).relative_to("book").with_suffix(".ipynb")
         path.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, path)
+        nbformat.write(Converter(chapter, book, chapter.executed()).convert(), path)
         written.append(path)
     return written
 
