@@ -5,7 +5,7 @@ PORT ?= 8000
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 
-.PHONY: help book serve lab inspect notebooks test lint format clean
+.PHONY: help book chapters site serve lab inspect notebooks test colab lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -19,7 +19,13 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-book: $(READY) ## execute every chapter and render the site
+book: chapters site ## execute every chapter and render the site
+
+chapters: $(READY) ## execute every chapter that has changed, by nbmake
+	$(BIN)/python tools/execute_chapters.py $(BOOK)
+
+site: $(READY) ## render the site
+	@rm -rf $(BOOK)/_build/html
 	$(BIN)/jupyter-book build $(BOOK) -q -W -n --keep-going --all
 	@echo "The book is at $(BOOK)/_build/html/index.html"
 
@@ -35,9 +41,12 @@ inspect: $(READY) ## open every page of the built site in Chromium and take pict
 notebooks: $(READY) ## turn every chapter into a plain notebook in notebooks/
 	$(BIN)/python tools/make_notebooks.py
 
-test: notebooks ## run the unit tests and every chapter
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --durations=0 notebooks
+test: $(READY) ## run the unit tests and every chapter
+	$(BIN)/python -m pytest tests --ignore tests/site
+	@$(MAKE) --no-print-directory chapters
+
+colab: $(READY) ## run every notebook as in Colab: newest releases, the package from git
+	$(BIN)/python tools/try_in_colab.py
 
 lint: $(READY) ## check format and style of the package, tests, tools and chapters
 	$(BIN)/ruff format --check .

@@ -30,11 +30,18 @@ def cache_folder(book):
 
 
 class Executed(NamedTuple):
-    """A chapter with the outputs of its present state, and what they took: seconds, and bytes where measured."""
+    """A chapter with the outputs of its present state, and what they took: seconds; bytes and cores, where measured."""
 
     notebook: NotebookNode
     seconds: float
     peak_memory: int | None
+    cores: int | None
+
+    @property
+    def run_time(self):
+        """As a reader is told."""
+        on = f" on {self.cores} CPU core{'s' * (self.cores > 1)}" if self.cores else ""
+        return f"{self.seconds:.0f} s{on}"
 
 
 def executed_notebook(book, chapter):
@@ -47,17 +54,17 @@ def executed_notebook(book, chapter):
     except KeyError:
         return None
     took = cache.get_cache_record(record).data
-    return Executed(notebook, took["execution_seconds"], took.get("peak_memory"))
+    return Executed(notebook, took["execution_seconds"], took.get("peak_memory"), took.get("cores"))
 
 
-def keep_outputs(book, chapter, run):
-    """Keep what a run of the file `chapter` gave, for the site to be rendered from; `run` as `run_notebook` gives it."""
+def keep_outputs(book, chapter, run, cores):
+    """Keep what a run of the file `chapter` on some cores gave; `run` is as `run_notebook` gives it."""
     notebook = jupytext.read(chapter)
     for cell, ran in zip(notebook.cells, run.notebook.cells, strict=True):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
     notebook.metadata["language_info"] = run.notebook.metadata["language_info"]
-    took = {"execution_seconds": run.seconds, "peak_memory": run.peak_memory}
+    took = {"execution_seconds": run.seconds, "peak_memory": run.peak_memory, "cores": cores}
     bundle = CacheBundleIn(notebook, str(chapter), data=took)
     get_cache(cache_folder(book)).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 

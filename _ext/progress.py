@@ -4,9 +4,10 @@ The text of the role is what stands there for a page that was not executed.
 """
 
 import time
+from pathlib import Path
 
 from docutils import nodes
-from myst_nb.sphinx_ import NbMetadataCollector
+from execution_cache import executed_notebook
 from sphinx.util.docutils import SphinxRole
 
 
@@ -25,14 +26,15 @@ def _start(app, docname, source):
 
 
 def _finish(app, doctree):
-    elapsed = time.perf_counter() - app.env.temp_data["reading_since"]
-    executed = NbMetadataCollector.get_exec_data(app.env, app.env.docname) or {}
-    seconds = executed.get("runtime")
+    took = time.perf_counter() - app.env.temp_data["reading_since"]
+    executed = None
+    if "kernelspec" in app.env.metadata[app.env.docname]:
+        executed = executed_notebook(app.srcdir, Path(app.env.doc2path(app.env.docname)))
     for node in list(doctree.findall(run_time)):
-        node.replace_self(nodes.Text(f"{seconds:.0f} s" if seconds else node.astext()))
-    if seconds:
-        how = "executed in" if seconds < elapsed else "outputs from the cache; executing them took"
-        print(f"  {how} {seconds:.1f} s", flush=True)
+        node.replace_self(nodes.Text(executed.run_time if executed else node.astext()))
+    if executed:
+        how = "executed in" if executed.seconds < took else "outputs from the cache; executing them took"
+        print(f"  {how} {executed.seconds:.1f} s", flush=True)
 
 
 def setup(app):

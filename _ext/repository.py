@@ -68,4 +68,12 @@ def _set_buttons(app, config):
 
 def setup(app):
     app.connect("config-inited", _set_buttons, priority=400)
+    if address := site_address(find_repository(app.srcdir)):
+        app.config.html_baseurl = app.config.ogp_site_url = address
+        app.setup_extension("sphinx_sitemap")
+        app.config.sitemap_url_scheme = "{link}"
+        app.config.sitemap_excludes = ["search.html", "genindex.html"]
+        app.setup_extension("sphinxext.opengraph")
+        app.config.ogp_site_name = app.config.html_title
+        app.config.ogp_social_cards = {"image": "_assets/logo.png", "image_mini": "_assets/logo.png"}
     return {"parallel_read_safe": True}

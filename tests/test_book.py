@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from conftest import ROOT
 from execution_cache import executed_notebook
+from labels import labels
 
 from ntk_helpers.claims import recorded_claims
 
@@ -56,7 +57,7 @@ def tiny_book(tmp_path):
     """Writes a book of one chapter and returns its folder."""
 
     def write(chapter):
-        for folder in ("_ext", "_assets"):
+        for folder in ("_ext", "_assets", "_templates", "tools"):
             shutil.copytree(ROOT / folder, tmp_path / folder, dirs_exist_ok=True)
         shutil.copy(ROOT / "_config.yml", tmp_path)
         (tmp_path / "book").mkdir(exist_ok=True)
@@ -69,11 +70,11 @@ def tiny_book(tmp_path):
     return write
 
 
-def make_book(folder, **environment):
-    """Run ``make book`` on a folder; return its exit status and everything it printed."""
+def make(target, folder, **environment):
+    """Run make for the book in a folder; return the exit status and everything that was printed."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "BOOK_", "GITHUB_"))}
     result = subprocess.run(
-        ["make", "--no-print-directory", "book", f"BOOK={folder}"],
+        ["make", "--no-print-directory", target, f"BOOK={folder}"],
         cwd=ROOT,
         env=clean | environment | {"NO_COLOR": "1"},
         stdout=subprocess.PIPE,
@@ -94,11 +95,12 @@ def executed_at(folder):
 
 def test_a_good_book(tiny_book):
     folder = tiny_book(GOOD)
-    status, printed = make_book(folder)
+    status, printed = make("book", folder)
     assert status == 0, printed
     assert f"The book is at {folder}/_build/html/index.html" in printed
     assert (folder / "_build/html/index.html").exists()
-    assert re.search(r"executed in \d+\.\d s\n", printed)
+    assert re.search(r"book/chapter: \d+\.\d s, \d+ MiB\n", printed)
+    assert "outputs from the cache" in printed
     html = page(folder)
     assert "42.0" in html
     assert "One [2001]" in re.sub("<.*?>", "", html)
@@ -106,6 +108,119 @@ def test_a_good_book(tiny_book):
     assert "github.com" not in html
     assert not re.search(r'(src|href)="(https?:)?//', html)
     assert (folder / "_build/html/_static/mathjax/tex-mml-chtml.js").exists()
+    assert not (folder / "_build/html/sitemap.xml").exists()
+    assert "Cite this chapter" in html
+
+
+def test_the_run_that_was_tested_is_the_run_that_is_read(tiny_book):
+    folder = tiny_book(GOOD)
+    printed = [make(target, folder)[1] for target in ("chapters", "chapters", "site")]
+    executed = executed_notebook(folder, folder / "book/chapter.md")
+    (output,) = (out for cell in executed.notebook.cells for out in cell.get("outputs", []) if "text" in out)
+    assert output["text"] == f"executed at {executed_at(folder)}\n"
+    assert executed.peak_memory > 50 * 2**20
+    assert executed.cores >= 1
+    assert "0 chapters have been executed as they are, 1 are to be" in printed[0]
+    assert "1 chapters have been executed as they are, 0 are to be" in printed[1]
+    assert "outputs from the cache" in printed[2]
+    assert f"{executed.run_time}" in page(folder)
+
+
+def test_a_chapter_that_fails_does_not_keep_others_from_being_executed(tiny_book):
+    folder = tiny_book(GOOD)
+    shutil.copy(folder / "book/chapter.md", folder / "book/other.md")
+    (folder / "_toc.yml").write_text(TOC + "      - file: book/other\n", encoding="utf-8")
+    (folder / "book/chapter.md").write_text(HEADER + "\n" + CELL % "x = 1\n\n1 / 0", encoding="utf-8")
+    status, printed = make("book", folder)
+    assert status != 0
+    line = HEADER.count("\n") + 3
+    assert f"{folder}/book/chapter.md:{line}: the cell fails: ZeroDivisionError: division by zero" in printed
+    assert not (folder / "_build/html").exists()
+    assert executed_notebook(folder, folder / "book/chapter.md") is None
+    assert executed_notebook(folder, folder / "book/other.md") is not None
+
+
+ALL_LABELS = """
+(here)=
+## A section of its own
+
+```{code-cell} ipython3
+---
+mystnb:
+  image: {alt: A line.}
+  figure: {name: fig-line, caption: A line.}
+---
+import matplotlib.pyplot as plt
+
+plt.plot([0, 1]);
+```
+
+```{prf:theorem} Someone
+:label: law-of-one
+
+$$
+x
+$$ (in_law)
+```
+
+```{prf:lemma}
+:label: lemma-one
+It is.
+```
+
+```{prf:theorem}
+:label: law_of_two
+It is.
+```
+
+```{prf:proof}
+Clear.
+```
+
+```{table} Ones
+:name: tab-ones
+
+| a |
+|---|
+| 1 |
+```
+
+````{note}
+```{exercise} Why?
+:label: ex_why
+It is $x$.
+```
+````
+
+$$
+y
+$$ (y:two)
+
+{ref}`here`, {eq}`in_law`, {eq}`y:two`, {prf:ref}`law-of-one`, {prf:ref}`lemma-one`, {prf:ref}`law_of_two`,
+{numref}`fig-line`, {numref}`tab-ones`, {ref}`why <ex_why>`, {doc}`intro`.
+"""
+
+
+def test_plain_notebooks_say_the_numbers_and_places_of_the_site(tiny_book):
+    folder = tiny_book(HEADER + ALL_LABELS.replace("\\\\", "\\"))
+    text = HEADER + "\n```{exercise} First\n:label: ex-first\nIt is.\n```\n\n{eq}`y:two`\n"
+    (folder / "book/first.md").write_text(text, encoding="utf-8")
+    (folder / "_toc.yml").write_text(TOC.replace("- file", "- file: book/first\n      - file"), encoding="utf-8")
+    status, printed = make("site", folder, BOOK_REPOSITORY="owner/name")
+    assert status == 0, printed
+    found = labels(folder)
+    assert {label.text for label in found.values()} >= {
+        *("(2.1)", "(2.2)", "Theorem 2.1", "Theorem 2.2", "Lemma 2.1", "Figure 2.1", "Table 2.1"),
+        *("Exercise 1.1", "Exercise 2.1", "A section of its own", "A tiny book"),
+    }
+    for label in found.values():
+        html = page(folder, label.docname.removeprefix("book/"))
+        place = html.index(f'id="{label.anchor}"') if label.anchor else 0
+        assert label.text in re.sub("<[^>]*>", "", html[place : place + 3000]), label
+    notebook = (folder / "_build/html/notebooks/chapter.ipynb").read_text(encoding="utf-8")
+    for label in found.values():
+        if label.docname == "book/chapter" and label.anchor:
+            assert f"(https://owner.github.io/name/{label.path})" in notebook, label
 
 
 def test_outputs_are_reused_until_the_package_changes(tiny_book, tmp_path_factory):
@@ -116,7 +231,7 @@ def test_outputs_are_reused_until_the_package_changes(tiny_book, tmp_path_factor
     for change in ("", "", "\n# a change\n"):
         with (packages / "ntk_helpers" / "claims.py").open("a") as source:
             source.write(change)
-        status, printed = make_book(folder, PYTHONPATH=str(packages))
+        status, printed = make("site", folder, PYTHONPATH=str(packages))
         assert status == 0, printed
         times.append(executed_at(folder))
         assert ("outputs from the cache" in printed) == (len(times) == 2)
@@ -128,11 +243,11 @@ def test_claims_are_collected_from_cached_outputs(tiny_book):
     chapter = folder / "book/chapter.md"
     assert executed_notebook(folder, chapter) is None
     for _ in range(2):
-        status, printed = make_book(folder)
+        status, printed = make("site", folder)
         assert status == 0, printed
-    notebook, seconds = executed_notebook(folder, chapter)
-    assert seconds > 0
-    claims = [(record["name"], record["measured"], record["holds"]) for record in recorded_claims(notebook)]
+    executed = executed_notebook(folder, chapter)
+    assert executed.seconds > 0
+    claims = [(record["name"], record["measured"], record["holds"]) for record in recorded_claims(executed.notebook)]
     assert claims == [("answer", 42.0, True)]
     chapter.write_text(GOOD.replace("42.0", "43.0"), encoding="utf-8")
     assert executed_notebook(folder, chapter) is None
@@ -140,11 +255,16 @@ def test_claims_are_collected_from_cached_outputs(tiny_book):
 
 def test_buttons_where_the_repository_is_known(tiny_book):
     folder = tiny_book(HEADER + "\nWords.\n")
-    status, printed = make_book(folder, BOOK_REPOSITORY="owner/name")
+    status, printed = make("site", folder, BOOK_REPOSITORY="owner/name")
     assert status == 0, printed
     html = page(folder)
     assert "https://github.com/owner/name/edit/main/book/chapter.md" in html
     assert "https://github.com/owner/name/issues/new" in html
+    assert "https://colab.research.google.com/github/owner/name/blob/gh-pages/notebooks/chapter.ipynb" in html
+    assert '<link rel="canonical" href="https://owner.github.io/name/book/chapter.html"' in html
+    assert re.search(r'<meta property="og:description" content="Words\.', html)
+    sitemap = (folder / "_build/html/sitemap.xml").read_text(encoding="utf-8")
+    assert "<loc>https://owner.github.io/name/book/chapter.html</loc>" in sitemap
 
 
 CELL = "```{code-cell} ipython3\n%s\n```\n"
@@ -179,7 +299,7 @@ def test_a_defect_fails_and_is_named_with_its_line(tiny_book, defect):
     folder = tiny_book(HEADER + "\n" + text)
     line = HEADER.count("\n") + 2 + offset
     for _ in range(2 if defect == "a cell that fails" else 1):  # a second run must not pass in silence
-        status, printed = make_book(folder)
+        status, printed = make("site", folder)
         complaint = re.search(rf"{folder}/book/chapter\.md:{line}: (WARNING|ERROR): .*({message}).*", printed)
         assert status != 0
         assert complaint, printed
@@ -187,6 +307,6 @@ def test_a_defect_fails_and_is_named_with_its_line(tiny_book, defect):
 
 
 def test_a_repository_address_of_wrong_form_is_an_error(tiny_book):
-    status, printed = make_book(tiny_book(HEADER), BOOK_REPOSITORY="https://github.com/owner/name")
+    status, printed = make("site", tiny_book(HEADER), BOOK_REPOSITORY="https://github.com/owner/name")
     assert status != 0
     assert "BOOK_REPOSITORY: expected owner/name, got 'https://github.com/owner/name'" in printed

@@ -23,10 +23,10 @@ def places(count):
     return max(1, min(count, CORES, psutil.virtual_memory().available // MEMORY))
 
 
-def share(parts):
-    """Variables that give a chapter its part of the cores, so that those side by side don't fight for them."""
-    cores = str(max(1, CORES // parts))
-    return {"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores, "LOKY_MAX_CPU_COUNT": cores, "TQDM_DISABLE": "1"}
+def limits(cores):
+    """Variables that keep a chapter to its share of the cores, so that those side by side don't fight for them."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+    return dict.fromkeys(names, str(cores)) | {"TQDM_DISABLE": "1"}
 
 
 def failure(chapter, run):
@@ -47,18 +47,19 @@ def execute(book):
     if not todo:
         return True
     parts, passed, since = places(len(todo)), True, time.perf_counter()
+    cores = CORES // parts
     with ThreadPoolExecutor(parts) as pool:
-        waiting = {pool.submit(run_notebook, c.read(), c.path.stem, environment=share(parts)): c for c in todo}
+        waiting = {pool.submit(run_notebook, c.read(), c.path.stem, environment=limits(cores)): c for c in todo}
         for future in as_completed(waiting):
             chapter, run = waiting[future], future.result()
             if run.passed:
-                keep_outputs(book, chapter.path, run)
+                keep_outputs(book, chapter.path, run, cores)
                 print(f"{chapter.docname}: {run.seconds:.1f} s, {run.peak_memory / 2**20:.0f} MiB", flush=True)
             else:
                 passed = False
                 print(run.report, failure(chapter, run), sep="\n", flush=True)
-    cores = f"{parts} at a time on {CORES} cores"
-    print(f"{len(todo)} chapters in {time.perf_counter() - since:.0f} s, {cores}", flush=True)
+    took = time.perf_counter() - since
+    print(f"{len(todo)} chapters in {took:.0f} s, {parts} at a time on {cores} of {CORES} cores each", flush=True)
     return passed
 
 

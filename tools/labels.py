@@ -10,7 +10,7 @@ FENCE = re.compile(
     r"^(?P<fence>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}[ ]*(?P<title>[^\n]*)\n(?P<body>.*?)^(?P=fence)[ ]*$\n?", re.M | re.S
 )
 OPTION = re.compile(r"^:(?P<key>[\w-]+):[ ]*(?P<value>[^\n]*)\n", re.M)
-EQUATION = re.compile(r"^\$\$(?P<body>.*?)^\$\$[ ]*\((?P<label>[\w:-]+)\)[ ]*$", re.M | re.S)
+EQUATION = re.compile(r"^\$\$(?P<body>(?:(?!\$\$).)*)\$\$[ ]*\((?P<label>[\w:-]+)\)[ ]*$", re.M | re.S)
 TARGET = re.compile(r"^\((?P<label>[\w:-]+)\)=[ ]*\n(?:\s*#+ (?P<title>[^\n]+))?", re.M)
 TITLE = re.compile(r"^# (.+)$", re.M)
 THEOREMS = (
@@ -84,7 +84,8 @@ def labels(book):
             if kind == "equation":
                 found[label] = Label(f"({number})", page.docname, f"equation-{anchor(label)}")
             elif label:
-                found[label] = Label(f"{kind.capitalize()} {number}", page.docname, anchor(label))
+                place = anchor(label) if kind in ("figure", "table") else label  # exercises and theorems keep theirs
+                found[label] = Label(f"{kind.capitalize()} {number}", page.docname, place)
     return found
 
 

@@ -115,7 +115,7 @@ class Converter:
         """What this notebook is, and how long it takes."""
         number = f"Chapter {self.chapter.number}" if self.chapter.number else "A chapter"
         title, page = self.book.title, self.book.labels[self.chapter.docname]
-        took = f" It runs in about {self.executed.seconds:.0f} s on two CPU cores." if self.executed else ""
+        took = f" It runs in about {self.executed.run_time}." if self.executed else ""
         read = f" {self.book.link('Read it on its page', page)}." if self.book.address else ""
         return f"*{number} of the executable book* {title}.{took} No GPU is needed.{read}"
 
@@ -196,7 +196,7 @@ class Converter:
                 raise ConversionError(match[0])
             return f"{self.values[name]:{spec}}" if name in self.values else f"`{name}`"
         if role == "run-time":
-            return f"{self.executed.seconds:.0f} s" if self.executed else text
+            return self.executed.run_time if self.executed else text
         raise ConversionError(match[0])
 
     def reference(self, match):
@@ -272,12 +272,17 @@ def literal(text):
     return float(text) if text.lstrip("-") in ("inf", "nan") else ast.literal_eval(text)
 
 
+def notebook_path(docname):
+    """Where the notebook of a chapter is, in the folder of all."""
+    return Path(docname).relative_to("book").with_suffix(".ipynb").as_posix()
+
+
 def make_notebooks(folder=ROOT, target=None):
     """Write the plain notebook of every chapter of a book to a folder, ``notebooks/``; return their paths."""
     target, book, written = target or folder / "notebooks", Book.read(folder), []
     shutil.rmtree(target, ignore_errors=True)
     for chapter in chapters(folder):
-        path = target / Path(chapter.docname).relative_to("book").with_suffix(".ipynb")
+        path = target / notebook_path(chapter.docname)
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(Converter(chapter, book, chapter.executed()).convert(), path)
         written.append(path)

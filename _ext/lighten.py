@@ -1,0 +1,37 @@
+"""Leave out of the site what no page needs, and say in each page how large its images are, so that nothing jumps."""
+
+import re
+import shutil
+from pathlib import Path
+
+import imagesize
+
+# The theme draws its icons twice: by a script of 1.5 MB, and by a font of a tenth of that. The font will do.
+ICON_SCRIPT = re.compile(r"\s*<script\b[^>]*/fontawesome\.js[^>]*></script>")
+UNUSED = ("*.map", "*.ttf", "*.LICENSE.txt", "fontawesome.js", "locales", "root")
+IMAGE = re.compile(r'<img\b(?![^>]*\b(?:width|height)=)[^>]*?\bsrc="(?!https?:|data:)([^"]+)"')
+CSS_INCH = 96  # pixels
+
+
+def _lighten(app, exception):
+    if exception or app.builder.format != "html":
+        return
+    site = Path(app.outdir)
+    for path in [path for pattern in UNUSED for path in (site / "_static").rglob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for page in site.rglob("*.html"):
+        html = ICON_SCRIPT.sub("", page.read_text(encoding="utf-8"))
+        page.write_text(IMAGE.sub(lambda m, page=page: m[0] + _size(page.parent / m[1]), html), encoding="utf-8")
+
+
+def _size(path):
+    """The attributes of an image that give its size on the page: that on paper, where the file says so."""
+    width, height = imagesize.get(path)
+    dots = imagesize.getDPI(path)[0] if path.suffix == ".png" else -1
+    scale = CSS_INCH / dots if dots > 0 else 1
+    return f' width="{width * scale:.0f}" height="{height * scale:.0f}"'
+
+
+def setup(app):
+    app.connect("build-finished", _lighten, priority=800)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,40 @@
+"""What the foot of a page says: how long its chapter took, when it was changed last, and how to cite it."""
+
+from pathlib import Path
+
+from execution_cache import executed_notebook
+from repository import commit, find_repository, site_address
+
+BIBTEX = """@incollection{{{key},
+  author    = {{{{{author}}}}},
+  title     = {{{title}}},
+  booktitle = {{{book}}},
+  year      = {{{year}}},
+{extra}}}"""
+
+
+def citation(app, pagename, title):
+    """The BibTeX entry of a page: with its address, and the commit that it was built from, where they are known."""
+    address = site_address(find_repository(app.srcdir))
+    extra = {"url": address and f"{address}{pagename}.html", "note": (at := commit(app.srcdir)) and f"commit {at[:10]}"}
+    return BIBTEX.format(
+        key=f"kernelregimes-{pagename.rsplit('/', 1)[-1].replace('_', '-')}",
+        author=app.config.author,
+        title=title,
+        book=app.config.html_title,
+        year=app.config.copyright[:4],
+        extra="".join(f"  {name:<9} = {{{value}}},\n" for name, value in extra.items() if value),
+    )
+
+
+def _add_facts(app, pagename, templatename, context, doctree):
+    if doctree is None:  # the search page, the index
+        return
+    context["citation"] = citation(app, pagename, app.env.titles[pagename].astext())
+    if "kernelspec" in app.env.metadata[pagename]:
+        context["executed"] = executed_notebook(app.srcdir, Path(app.env.doc2path(pagename)))
+
+
+def setup(app):
+    app.connect("html-page-context", _add_facts)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,31 @@
+"""Offer the whole site as one file, to read without a network."""
+
+import zipfile
+from pathlib import Path
+
+NAME = "kernel-regimes.zip"
+EPOCH = (1980, 1, 1, 0, 0, 0)  # one date for all files, so that the same site gives the same archive
+
+
+def _add_button(app, pagename, templatename, context, doctree):
+    for group in context.get("header_buttons", []):
+        if group.get("label") == "download-buttons":
+            button = {"url": context["pathto"](NAME, 1), "text": ".zip", "icon": "fas fa-book", "type": "link"}
+            group["buttons"].append(button | {"tooltip": "Download the whole book", "label": "download-site-button"})
+
+
+def _pack(app, exception):
+    if exception or app.builder.name != "html":
+        return
+    site = Path(app.outdir)
+    files = sorted(path for path in site.rglob("*") if path.is_file() and path.name != NAME)
+    with zipfile.ZipFile(site / NAME, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in files:
+            name = Path(NAME).stem + "/" + path.relative_to(site).as_posix()
+            archive.writestr(zipfile.ZipInfo(name, EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+def setup(app):
+    app.connect("html-page-context", _add_button, priority=600)
+    app.connect("build-finished", _pack, priority=900)  # after all that writes files
+    return {"parallel_read_safe": True}
