@@ -1,4 +1,4 @@
-"""The directive ``{about-build}``: what this build took (``chapters``), and what it was made of (``versions``, ``all``)."""
+"""The directive ``{about-build}``: what this build took (chapters), and what it was made of (versions, all)."""
 
 import platform
 import re

@@ -166,7 +166,7 @@ def test_the_header_names_the_chapter_and_its_run_time(tmp_path):
 
 
 def test_a_value_that_the_chapter_did_not_compute_is_an_error(tmp_path):
-    with pytest.raises(ConversionError, match="can't convert '{glue:text}`y`'"):
+    with pytest.raises(ConversionError, match=r"can't convert '\{glue:text\}`y`'"):
         convert(tmp_path, "It is {glue:text}`y`.", executed("x", "1"))
 
 

@@ -239,7 +239,7 @@ def in_math(text, change):
 
 
 def quoted(title, body):
-    """A block quote that begins with a title. Its equations stand on one line: the marks of a quote don't go into math."""
+    """A block quote that begins with a title. Its equations stand on one line, as no mark of a quote may be in them."""
     body = in_math(body.strip(), lambda math: " ".join(math.split()))
     return "\n".join(f"> {line}".rstrip() for line in [title, "", *body.splitlines()]) + "\n"
 

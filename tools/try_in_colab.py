@@ -5,7 +5,6 @@ notebooks. Its Python pretends to be Colab's, so that a notebook's first cell in
 commit of this repository, for that notebook alone.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -19,8 +18,8 @@ from pathlib import Path
 from chapters import ROOT, chapters
 from execute_chapters import CORES, limits, places
 from make_notebooks import Book, Converter
-from nbmake_run import run_notebook, seconds_between_cells
 from nbformat.v4 import new_notebook
+from nbmake_run import run_notebook, seconds_between_cells
 from repository import commit
 
 FOLDER = ROOT / "_build" / "colab"
@@ -38,10 +37,12 @@ def make_environment():
     venv.create(FOLDER, with_pip=True)
     python = FOLDER / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", torch, *COLAB_HAS, "nbmake"], check=True)
-    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    packages = subprocess.run([python, "-c", query], capture_output=True, text=True, check=True).stdout.strip()
-    (Path(packages) / "colab.pth").write_text(PRETENCE, encoding="utf-8")
     return python
+
+
+def packages(environment):
+    """Where an environment keeps its packages."""
+    return next(environment.glob("lib/python*/site-packages"))
 
 
 def versions(python):
@@ -58,14 +59,20 @@ def local_source():
     return f"git+file://{ROOT}@{commit(ROOT)}"
 
 
-def try_chapter(chapter, book, python, cores):
-    """Run one chapter's notebook; return the run, what its first cell installed, and the seconds that took."""
-    with tempfile.TemporaryDirectory() as packages:
+def try_chapter(chapter, book, cores):
+    """Run one chapter's notebook; return the run, what its first cell installed, and the seconds that took.
+
+    It runs in an environment over the other, so that the next one finds that as it was.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder)
+        own = packages(Path(folder))
+        (own / "colab.pth").write_text(f"{packages(FOLDER)}\n{PRETENCE}", encoding="utf-8")
         notebook = Converter(chapter, book, chapter.executed()).convert()
-        environment = limits(cores) | {"PIP_TARGET": packages, "PYTHONPATH": packages}
-        run = run_notebook(notebook, chapter.path.stem, python, environment)
+        run = run_notebook(notebook, chapter.path.stem, Path(folder) / "bin" / "python", limits(cores))
         install = next(cell for cell in run.notebook.cells if cell.cell_type == "code")
-        return run, sorted(os.listdir(packages)), seconds_between_cells(new_notebook(cells=[install]))
+        installed = sorted(path.name for path in own.iterdir() if path.name != "colab.pth")
+    return run, installed, seconds_between_cells(new_notebook(cells=[install]))
 
 
 def main():
@@ -74,7 +81,7 @@ def main():
     book, todo = replace(Book.read(ROOT), source=source), chapters()
     parts, passed = places(len(todo)), True
     with ThreadPoolExecutor(parts) as pool:
-        tries = pool.map(lambda chapter: try_chapter(chapter, book, python, CORES // parts), todo)
+        tries = pool.map(lambda chapter: try_chapter(chapter, book, CORES // parts), todo)
         for chapter, (run, installed, seconds) in zip(todo, tries, strict=True):
             alone = all(name.startswith("ntk_helpers") for name in installed) and installed
             fine = run.passed and alone and seconds < INSTALL_TIME
