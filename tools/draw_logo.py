@@ -1,6 +1,7 @@
 """Draw the logo, also as pixels for previews of links, and the favicon.
 
-They show the NTK of a bias-free ReLU network on the unit circle, for several depths. A curve's height over the angle gamma, from -pi to pi, is Theta(x_0, x_gamma) / Theta(x_0, x_0).
+They show the NTK of a bias-free ReLU network on the unit circle, for several depths. A curve's height over the angle
+gamma, from -pi to pi, is Theta(x_0, x_gamma) / Theta(x_0, x_0).
 """
 
 from pathlib import Path

@@ -1,11 +1,13 @@
 """Open every page of the built site in headless Chromium, in light, dark and at phone width, and look for trouble.
 
 Trouble is a console error, a request to another host or one that fails, an equation that is not rendered, a page wider
-than the screen, an image that does not load. Pictures of the pages go to ``_build/screenshots`` for a human to judge.
+than the screen, an image that does not load or has no alt text, and a page that jumps while it loads. Pictures of the
+pages go to ``_build/screenshots`` for a human to judge.
 """
 
 import shutil
 import threading
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,12 +17,19 @@ from playwright.sync_api import sync_playwright
 SITE = ROOT / "_build" / "html"
 PICTURES = ROOT / "_build" / "screenshots"
 VIEWS = {"light": (1280, "light"), "dark": (1280, "dark"), "phone": (390, "light"), "phone-dark": (390, "dark")}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
 COUNTS = """() => ({
     wider: document.documentElement.scrollWidth - window.innerWidth,
     unrendered: document.querySelectorAll(".math").length - document.querySelectorAll(".math mjx-container").length,
     errors: document.querySelectorAll("mjx-merror, [data-mjx-error]").length,
     unloaded: [...document.images].filter(image => !image.complete || !image.naturalWidth).length,
+    "without alt": [...document.images].filter(image => !image.alt.trim() || /\\.\\w+$/.test(image.alt.trim())).length,
 })"""
+# Shifts of what is on the screen, as the Layout Instability API scores them: 0.1 in all is what people notice.
+WATCH_SHIFTS = """window.shift = 0; new PerformanceObserver(list => list.getEntries().forEach(
+    entry => window.shift += entry.value)).observe({type: "layout-shift", buffered: true})"""
+MOST_SHIFT = 0.1
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -33,10 +42,32 @@ class QuietServer(ThreadingHTTPServer):
         pass
 
 
-def inspect(browser, address, page, view):
-    """Open one page in one view, photograph it, and return what is wrong with it."""
+@contextmanager
+def served(site):
+    """The address at which a site is served while the context lasts."""
+    server = QuietServer(("127.0.0.1", 0), partial(QuietHandler, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+def find_chromium():
+    """The program, or None where there is none on the path."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def html_pages(site=SITE):
+    """The paths of a site's pages."""
+    return sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html") if "_static" not in p.parts)
+
+
+def open_page(browser, address, page, view):
+    """Open one page in one view; return the tab and what is wrong with it."""
     width, scheme = VIEWS[view]
     tab, trouble = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
+    tab.add_init_script(WATCH_SHIFTS)
     tab.on("console", lambda m: m.type == "error" and trouble.append(f"console: {m.text} {m.location['url']}"))
     tab.on("pageerror", lambda error: trouble.append(f"error: {error}"))
     # A page that redirects drops what it was loading; that is no failure.
@@ -45,31 +76,28 @@ def inspect(browser, address, page, view):
     tab.goto(f"{address}/{page}", wait_until="networkidle")
     tab.wait_for_function("!window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)")
     trouble += [f"{count} {what}" for what, count in tab.evaluate(COUNTS).items() if count > 0]
-    picture = PICTURES / view / page.replace("/", "-").replace(".html", ".png")
-    tab.screenshot(path=picture, full_page=True)
-    tab.close()
-    return trouble
+    if (shift := tab.evaluate("window.shift")) > MOST_SHIFT:
+        trouble.append(f"the page jumps while it loads, by {shift:.2f}")
+    return tab, trouble
 
 
 def main():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
+    if (executable := find_chromium()) is None:
         raise SystemExit("expected Chromium on the path (Debian: apt install chromium), found none")
     if not (SITE / "index.html").exists():
         raise SystemExit("the site has not been built: run make book")
-    server = QuietServer(("127.0.0.1", 0), partial(QuietHandler, directory=SITE))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address, found = f"http://127.0.0.1:{server.server_port}", 0
-    pages = sorted(str(p.relative_to(SITE)) for p in SITE.glob("**/*.html") if "_static" not in p.parts)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        for page in pages:
+    found = 0
+    with sync_playwright() as playwright, served(SITE) as address:
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        for page in html_pages():
             for view in VIEWS:
-                trouble = inspect(browser, address, page, view)
+                tab, trouble = open_page(browser, address, page, view)
+                picture = PICTURES / view / page.replace("/", "-").replace(".html", ".png")
+                tab.screenshot(path=picture, full_page=True)
+                tab.close()
                 found += len(trouble)
                 print(f"{page} ({view}): {'; '.join(trouble) or 'fine'}")
-    server.shutdown()
-    print(f"{len(pages)} pages, {len(VIEWS)} views each, {found} troubles; pictures in {PICTURES.relative_to(ROOT)}")
+    print(f"{len(html_pages())} pages, {len(VIEWS)} views each, {found} troubles; pictures in {PICTURES}")
     raise SystemExit(bool(found))
 
 

@@ -86,8 +86,10 @@ def main():
             alone = all(name.startswith("ntk_helpers") for name in installed) and installed
             fine = run.passed and alone and seconds < INSTALL_TIME
             passed &= bool(fine)
-            print(run.report if not run.passed else "", f"{chapter.docname}: {'passed' if fine else 'FAILED'}", end=" ")
-            print(f"in {run.seconds:.1f} s, of which {seconds:.1f} s to install {', '.join(installed)}", flush=True)
+            if not run.passed:
+                print(run.report)
+            print(f"{chapter.docname}: {'passed' if fine else 'FAILED'} in {run.seconds:.1f} s", end=", ")
+            print(f"{seconds:.1f} s of them to install {', '.join(installed)}", flush=True)
     return passed
 
 
