@@ -5,7 +5,7 @@ PORT ?= 8000
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 
-.PHONY: help book chapters site serve lab inspect notebooks test colab lint format clean
+.PHONY: help book chapters site pdf serve lab inspect notebooks test colab lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +28,9 @@ site: $(READY) ## render the site
 	@rm -rf $(BOOK)/_build/html
 	$(BIN)/jupyter-book build $(BOOK) -q -W -n --keep-going --all
 	@echo "The book is at $(BOOK)/_build/html/index.html"
+
+pdf: book ## print the whole book to one file: _build/kernel-regimes.pdf (needs Chromium)
+	$(BIN)/python tools/make_pdf.py
 
 serve: ## serve the rendered site on loopback (PORT=8000)
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
