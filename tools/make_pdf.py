@@ -24,6 +24,7 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 ADDRESS = "http://book.invalid/"
 TEXT = {"width": 604, "height": 900}  # 160 mm, the width of the text on the page
 PRINT = {"prefer_css_page_size": True, "print_background": True, "tagged": True}
+OLDEST = 131  # the first to print page numbers by style
 LEVELS = ["part", "h1", "h2"]
 # What is wider than the text is made smaller; what leads nowhere is returned.
 FIT = """() => document.querySelectorAll("div.math, table").forEach(element => {
@@ -92,6 +93,8 @@ def main():
     book, contents = assemble(config, toc)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM)
+        if int(browser.version.split(".")[0]) < OLDEST:
+            raise SystemExit(f"expected Chromium {OLDEST} or newer, got {browser.version}")
         pdf, found = print_book(browser.new_page(viewport=TEXT), book, contents)
     writer = PdfWriter(clone_from=BytesIO(pdf))
     writer.add_metadata({"/Title": config["title"], "/Author": config["author"]})
