@@ -17,6 +17,7 @@ from playwright.sync_api import sync_playwright
 SITE = ROOT / "_build" / "html"
 PICTURES = ROOT / "_build" / "screenshots"
 VIEWS = {"light": (1280, "light"), "dark": (1280, "dark"), "phone": (390, "light"), "phone-dark": (390, "dark")}
+NO_CHROMIUM = "expected Chromium on the path (Debian: apt install chromium), found none"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 COUNTS = """() => ({
@@ -83,7 +84,7 @@ def open_page(browser, address, page, view):
 
 def main():
     if (executable := find_chromium()) is None:
-        raise SystemExit("expected Chromium on the path (Debian: apt install chromium), found none")
+        raise SystemExit(NO_CHROMIUM)
     if not (SITE / "index.html").exists():
         raise SystemExit("the site has not been built: run make book")
     found = 0

@@ -14,7 +14,7 @@ from local_mathjax import BUNDLE
 BOOK = f"""<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>{{title}}</title>
 <link rel="stylesheet" href="/_static/pygments.css"><link rel="stylesheet" href="/_static/print.css">
 {{settings}}<script defer src="/_static/mathjax/{BUNDLE}"></script></head>
-<body><header class="title-page"><img src="/_static/logo.svg" alt=""><p class="title">{{title}}</p>{{subtitle}}
+<body><header class="title-page"><img src="/_static/logo.svg" alt="{{title}}"><p class="title">{{title}}</p>{{subtitle}}
 <p class="author">{{author}}, {{copyright}}</p>{{licence}}</header>
 <nav class="contents"><h1>Contents</h1>{{contents}}</nav>{{chapters}}</body></html>"""
 ENTRY = '<a class="{}" href="#{}"><span>{}</span><span class="page">000</span></a>'

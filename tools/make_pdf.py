@@ -13,7 +13,7 @@ import matplotlib
 import yaml
 from bs4 import BeautifulSoup
 from chapters import ROOT
-from inspect_site import CHROMIUM, COUNTS, SITE, find_chromium
+from inspect_site import COUNTS, FLAGS, NO_CHROMIUM, SITE, find_chromium
 from join_pages import assemble
 from playwright.sync_api import sync_playwright
 from pypdf import PdfReader, PdfWriter
@@ -90,9 +90,11 @@ def add_outline(writer, contents, found):
 
 def main():
     config, toc = (yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for name in ("_config.yml", "_toc.yml"))
+    if (executable := find_chromium()) is None:
+        raise SystemExit(NO_CHROMIUM)
     book, contents = assemble(config, toc)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM)
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         if int(browser.version.split(".")[0]) < OLDEST:
             raise SystemExit(f"expected Chromium {OLDEST} or newer, got {browser.version}")
         pdf, found = print_book(browser.new_page(viewport=TEXT), book, contents)
