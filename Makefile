@@ -5,11 +5,11 @@ PORT ?= 8000
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 
-.PHONY: help book chapters site pdf serve lab inspect notebooks test colab lint format clean
+.PHONY: help book chapters site pdf serve lab inspect notebooks test test-site colab lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 # The environment is made anew when the pins or the package's metadata change, and reused otherwise.
 $(READY): requirements.txt pyproject.toml
@@ -47,6 +47,9 @@ notebooks: $(READY) ## turn every chapter into a plain notebook in notebooks/
 test: $(READY) ## run the unit tests and every chapter
 	$(BIN)/python -m pytest tests --ignore tests/site
 	@$(MAKE) --no-print-directory chapters
+
+test-site: $(READY) ## test the built site in Chromium, and the printed book
+	$(BIN)/python -m pytest tests/site
 
 colab: $(READY) ## run every notebook as in Colab: newest releases, the package from git
 	$(BIN)/python tools/try_in_colab.py

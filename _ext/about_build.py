@@ -44,7 +44,7 @@ def _chapters(app, docname):
 
 
 def _versions(app, docname):
-    yield ["", "version"]
+    yield ["what", "version"]
     if at := commit(app.srcdir):
         yield ["this book (commit)", at]
     yield ["Python", platform.python_version()]

@@ -52,6 +52,7 @@ def served(site):
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
+        server.server_close()
 
 
 def find_chromium():

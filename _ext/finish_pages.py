@@ -1,4 +1,4 @@
-"""Leave out of the site what no page needs, and say in each page how large its images are, so that nothing jumps."""
+"""Finish the pages: leave out what none needs, say how large images are, so that nothing jumps, mend roles."""
 
 import re
 import shutil
@@ -10,17 +10,19 @@ import imagesize
 ICON_SCRIPT = re.compile(r"\s*<script\b[^>]*/fontawesome\.js[^>]*></script>")
 UNUSED = ("*.map", "*.ttf", "*.LICENSE.txt", "fontawesome.js", "locales", "root")
 IMAGE = re.compile(r'<img\b(?![^>]*\b(?:width|height)=)[^>]*?\bsrc="(?!https?:|data:)([^"]+)"')
+# The entries of a bibliography are in a list, and what is in a list are its items.
+ENTRY, ITEM = 'role="doc-biblioentry"', 'role="listitem"'
 CSS_INCH = 96  # pixels
 
 
-def _lighten(app, exception):
+def _finish(app, exception):
     if exception or app.builder.format != "html":
         return
     site = Path(app.outdir)
     for path in [path for pattern in UNUSED for path in (site / "_static").rglob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for page in site.rglob("*.html"):
-        html = ICON_SCRIPT.sub("", page.read_text(encoding="utf-8"))
+        html = ICON_SCRIPT.sub("", page.read_text(encoding="utf-8")).replace(ENTRY, ITEM)
         page.write_text(IMAGE.sub(lambda m, page=page: m[0] + _size(page.parent / m[1]), html), encoding="utf-8")
 
 
@@ -33,5 +35,5 @@ def _size(path):
 
 
 def setup(app):
-    app.connect("build-finished", _lighten, priority=800)
+    app.connect("build-finished", _finish, priority=800)
     return {"parallel_read_safe": True}

@@ -1,0 +1,249 @@
+"""Everything that a reader can click, on the site as it was built."""
+
+import gzip
+import re
+import shutil
+import zipfile
+from urllib.parse import unquote, urljoin, urlsplit
+
+import nbformat
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
+from chapters import chapters
+from inspect_site import open_page
+from make_notebooks import notebook_path
+from plain_notebooks import colab_address
+from site_archive import NAME as ARCHIVE
+
+from ntk_helpers.claims import recorded_claims
+
+CHAPTER = chapters()[0]
+CHAPTER_PAGE = f"{CHAPTER.docname}.html"
+SERIOUS = ("serious", "critical")
+MOST_BYTES = 1_500_000
+INTERACTIVE = "a[href], button, summary, input, select, textarea, [tabindex='0']"
+
+
+def parse(path):
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+@pytest.mark.parametrize("view", ["light", "dark", "phone"])
+def test_page_is_in_order_and_accessible(browser, address, page, view):
+    tab, trouble = open_page(browser, address, page, view)
+    trouble = list(trouble)  # axe asks for style sheets at addresses of its own, which is no fault of the page
+    for violation in Axe().run(tab).response["violations"]:
+        places = "; ".join(node["html"][:150] for node in violation["nodes"][:3])
+        finding = f"axe, {violation['impact']}: {violation['id']}, {len(violation['nodes'])} times: {places}"
+        print(f"{page} ({view}): {finding}")
+        trouble += [finding] * (violation["impact"] in SERIOUS)
+    tab.close()
+    assert trouble == []
+
+
+def test_links_lead_somewhere(site, page):
+    for tag in parse(site / page).select("[href], [src]"):
+        target = tag.get("href", tag.get("src"))
+        parts = urlsplit(urljoin(page, target))
+        if parts.scheme or target.startswith("//"):
+            assert tag.name == "a", f"{tag} comes from elsewhere"
+            assert parts.scheme in ("https", "mailto"), target
+            continue
+        file = site / unquote(parts.path)
+        assert file.is_file(), f"{page}: {target} leads nowhere"
+        if parts.fragment and file.suffix == ".html":
+            assert parse(file).find(id=unquote(parts.fragment)), f"{page}: there is no {target}"
+
+
+def test_ids_are_unique(site, page):
+    ids = [tag["id"] for tag in parse(site / page).select("article [id]")]
+    doubled = {one for one in ids if ids.count(one) > 1}
+    assert doubled <= {"exercise-content", "proof-content", "solution-content"}  # of extensions; nothing leads to them
+
+
+def test_page_is_light(browser, address, site, page):
+    """What a page adds to the site, as it is; and all that a first visit loads, packed as the web packs it."""
+    own = [site / page, *{(site / page).parent / image["src"] for image in parse(site / page).select("article img")}]
+    own_bytes = sum(path.stat().st_size for path in own)
+    tab, urls = browser.new_page(viewport={"width": 1280, "height": 900}), set()
+    tab.on("request", lambda request: request.url.startswith(address) and urls.add(urlsplit(request.url).path[1:]))
+    tab.goto(f"{address}/{page}", wait_until="networkidle")
+    tab.close()
+    first = sum(len(gzip.compress((site / url).read_bytes())) for url in urls)
+    print(f"{page}: {own_bytes / 1000:.0f} kB of its own, {first / 1000:.0f} kB packed at a first visit")
+    assert own_bytes < MOST_BYTES
+    assert first < MOST_BYTES
+
+
+def test_images_say_their_size(site, page):
+    for image in parse(site / page).select("img"):
+        assert image.get("width", "").isdigit(), image
+        assert image.get("height", "").isdigit(), image
+
+
+@pytest.fixture(params=["served", "file"])
+def home(request, site, tmp_path):
+    """Where the site is: served, or copied to a folder and opened from there."""
+    if request.param == "served":
+        return request.getfixturevalue("address")
+    shutil.copytree(site, tmp_path / "copy")
+    return (tmp_path / "copy").as_uri()
+
+
+def test_search_finds_a_term(tab, home):
+    tab.goto(f"{home}/{CHAPTER_PAGE}")
+    tab.click(".search-button-field")
+    tab.keyboard.type("sensitivity vector")
+    tab.keyboard.press("Enter")
+    found = tab.locator(f"#search-results a[href*='{CHAPTER_PAGE}']").first
+    found.wait_for()
+    found.click()
+    tab.wait_for_url(re.compile(re.escape(CHAPTER_PAGE)))
+
+
+def test_theme_switch_works_and_is_remembered(tab, home):
+    tab.goto(f"{home}/{CHAPTER_PAGE}")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    seen = set()
+    for _ in range(3):
+        tab.locator(".theme-switch-button").first.click()
+        seen.add((tab.get_attribute("html", "data-theme"), tab.evaluate(ground)))
+    assert {theme for theme, _ in seen} == {"light", "dark"}
+    assert len({colour for _, colour in seen}) == 2
+    mode = tab.get_attribute("html", "data-mode")
+    tab.goto(f"{home}/book/intro.html")
+    assert tab.get_attribute("html", "data-mode") == mode
+
+
+def test_copy_button_copies_the_code(tab, address):
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.goto(f"{address}/{CHAPTER_PAGE}")
+    cell = next(cell for cell in CHAPTER.read().cells if cell.cell_type == "code")
+    tab.hover("div.cell_input div.highlight >> nth=0")
+    tab.click("div.cell_input button.copybtn >> nth=0")
+    tab.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
+    assert tab.evaluate("navigator.clipboard.readText()").strip() == cell.source.strip()
+
+
+def test_solutions_open(tab, address):
+    tab.goto(f"{address}/{CHAPTER_PAGE}")
+    solutions = tab.locator("div.solution.dropdown")
+    assert solutions.count() == CHAPTER.path.read_text(encoding="utf-8").count("{solution-start}") > 0
+    for index in range(solutions.count()):
+        content = solutions.nth(index).locator(".cell_input").first
+        assert not content.is_visible()
+        solutions.nth(index).locator("button.toggle-button").click()
+        content.wait_for(state="visible")
+
+
+def download(tab, label):
+    """Click on a button among the downloads; return the file that comes."""
+    tab.click(".dropdown-download-buttons button")
+    with tab.expect_download() as coming:
+        tab.click(f".btn-{label}", modifiers=["Alt"])  # downloads what the browser could show as well
+    return coming.value.path()
+
+
+def test_downloads(tab, address, site):
+    tab.goto(f"{address}/{CHAPTER_PAGE}")
+    notebook = nbformat.read(download(tab, "download-notebook-button"), as_version=4)
+    nbformat.validate(notebook)
+    assert CHAPTER.read().cells[0].source.splitlines()[0] in notebook.cells[1].source
+    tab.reload()
+    assert download(tab, "download-source-button").read_text(encoding="utf-8") == CHAPTER.path.read_text(
+        encoding="utf-8"
+    )
+    tab.reload()
+    with zipfile.ZipFile(download(tab, "download-site-button")) as archive:
+        names = {name.split("/", 1)[1] for name in archive.namelist()}
+    assert names == {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()} - {ARCHIVE}
+
+
+def test_every_chapter_offers_its_notebook(site):
+    for chapter in chapters():
+        button = parse(site / f"{chapter.docname}.html").select_one(".btn-download-notebook-button")
+        path = ((site / chapter.docname).parent / button["href"]).resolve()
+        assert path == (site / "notebooks" / notebook_path(chapter.docname)).resolve()
+        nbformat.validate(nbformat.read(path, as_version=4))
+
+
+def test_colab_opens_notebooks_that_are_published(published):
+    for chapter in chapters():
+        (button,) = parse(published / f"{chapter.docname}.html").select(".btn-colab-button")
+        assert button["href"] == colab_address("owner/name", chapter.docname)
+        path = button["href"].removeprefix("https://colab.research.google.com/github/owner/name/blob/gh-pages/")
+        source = (published / path).read_text(encoding="utf-8")
+        assert re.search(r"%pip install --quiet --no-deps git\+https://github\.com/owner/name@[0-9a-f]{40}", source)
+
+
+def test_links_of_notebooks_lead_to_places_on_the_site(published):
+    for chapter in chapters():
+        notebook = nbformat.read(published / "notebooks" / notebook_path(chapter.docname), as_version=4)
+        text = "\n".join(cell.source for cell in notebook.cells)
+        links = re.findall(r"\]\(https://owner\.github\.io/name/([^)]*)\)", text)
+        assert links
+        for link in links:
+            path, _, fragment = link.partition("#")
+            assert not fragment or parse(published / path).find(id=fragment), link
+
+
+def test_no_colab_button_where_nothing_is_published(site):
+    if parse(site / "book/intro.html").find("link", rel="canonical"):
+        pytest.skip("the site was built where its address is known")
+    for chapter in chapters():
+        assert not parse(site / f"{chapter.docname}.html").select(".btn-colab-button")
+
+
+@pytest.mark.parametrize("kind", ["og:title", "og:description", "og:url", "og:image"])
+def test_previews(published, kind):
+    for chapter in chapters():
+        (tag,) = parse(published / f"{chapter.docname}.html").select(f"meta[property='{kind}']")
+        assert tag["content"]
+        if kind == "og:image":
+            assert (published / tag["content"].removeprefix("https://owner.github.io/name/")).exists()
+
+
+def test_every_chapter_says_what_it_took_and_how_to_cite_it(site):
+    for chapter in chapters():
+        page = parse(site / f"{chapter.docname}.html")
+        facts = page.select_one(".page-facts").get_text()
+        assert f"Executed in {chapter.executed().run_time}" in " ".join(facts.split())
+        assert re.search(r"@incollection\{kernelregimes-[\w-]+,", facts)
+        assert page.select(".prev-next-area a")
+        assert page.select("nav.page-toc a")
+
+
+def test_the_account_of_the_build_is_of_this_build(site):
+    text = " ".join(parse(site / "book/reference/build.html").select_one("article").get_text(" ").split())
+    for chapter in chapters():
+        executed = chapter.executed()
+        assert f"{executed.seconds:.0f} s {executed.peak_memory / 2**20:,.0f} MiB" in text
+    claims = sum(len(recorded_claims(chapter.executed().notebook)) for chapter in chapters())
+    assert re.search(rf"all \d+ s {claims} ", text)
+
+
+def test_keyboard_reaches_everything(tab, address):
+    """Tab goes through all that can be clicked, and what opens opens by Enter."""
+    tab.goto(f"{address}/{CHAPTER_PAGE}", wait_until="networkidle")
+    wanted = tab.evaluate(
+        """selector => [...document.querySelectorAll(selector)].filter(element => element.checkVisibility(
+            {visibilityProperty: true, opacityProperty: true}) && element.tabIndex >= 0 && !element.disabled
+            && element.getClientRects().length).map((element, i) => element.dataset.wanted = i).length""",
+        INTERACTIVE,
+    )
+    reached = set()
+    for _ in range(wanted + 50):
+        tab.keyboard.press("Tab")
+        reached.add(tab.evaluate("document.activeElement.dataset.wanted"))
+    missed = set(map(str, range(wanted))) - reached
+    elements = [
+        tab.evaluate(f"document.querySelector('[data-wanted=\"{i}\"]').outerHTML.slice(0, 200)") for i in missed
+    ]
+    assert not missed, elements
+    tab.locator("div.solution button.toggle-button").first.focus()
+    tab.keyboard.press("Enter")
+    tab.locator("div.solution .cell_input").first.wait_for(state="visible")
+    tab.locator(".page-facts summary").focus()
+    tab.keyboard.press("Enter")
+    tab.locator(".page-facts pre").wait_for(state="visible")
