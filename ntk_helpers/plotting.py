@@ -1,9 +1,15 @@
 """One style for all figures: palette, bands over seeds, and power laws on log-log axes."""
 
+import zlib
+from binascii import b2a_base64
 from dataclasses import dataclass
 
 import numpy as np
 import seaborn as sns
+from cycler import cycler
+from IPython import get_ipython
+from IPython.core.pylabtools import print_figure
+from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from scipy import stats
 
@@ -11,15 +17,23 @@ from scipy import stats
 NETWORK = {"color": "#0072B2", "linestyle": "-"}
 LINEARIZED = {"color": "#D55E00", "linestyle": "--"}
 KERNEL = {"color": "#000000", "linestyle": ":"}
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+DASHES = ["-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1))]
+SMALL = 20_000  # bytes; no PNG of a figure is smaller
 
 
 def use_style():
-    """Set the style of the book's figures for this session: fonts, grid, palette, and vector output in notebooks."""
+    """Set the style of the book's figures for this session: fonts, grid, palette, and their form in notebooks.
+
+    The lines of a plot differ in colour and in dashes. In a notebook a figure is shown as SVG, or as PNG of twice the
+    resolution of a screen where that is smaller.
+    """
     sns.set_theme(
         context="notebook",
         style="whitegrid",
-        palette=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"],
+        palette=PALETTE,
         rc={
+            "axes.prop_cycle": cycler(color=PALETTE) + cycler(linestyle=DASHES),
             "figure.constrained_layout.use": True,
             "figure.figsize": (6.4, 3.4),  # inches; a wider one has letters too small to read on a phone
             "axes.spines.top": False,
@@ -30,7 +44,20 @@ def use_style():
             "svg.hashsalt": "kernel-regimes",  # the same figure gives the same file
         },
     )
-    set_matplotlib_formats("svg", metadata={"Date": None})
+    if shell := get_ipython():
+        set_matplotlib_formats("svg")  # takes the place of whatever form was set
+        shell.display_formatter.formatters["image/svg+xml"].pop(Figure)
+        shell.display_formatter.mimebundle_formatter.for_type(Figure, smaller_form)
+
+
+def smaller_form(figure):
+    """A figure in the form that takes fewer bytes as the web packs them; as IPython shows it, {MIME type: data}."""
+    svg = print_figure(figure, "svg", metadata={"Date": None})
+    packed = len(zlib.compress(svg.encode()))
+    if packed <= SMALL:
+        return {"image/svg+xml": svg}
+    png = print_figure(figure, "png", dpi=2 * figure.dpi)
+    return {"image/svg+xml": svg} if packed <= len(png) else {"image/png": b2a_base64(png, newline=False).decode()}
 
 
 def band(ax, x, samples, *, quantiles=(0.1, 0.9), label=None, **style):

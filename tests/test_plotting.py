@@ -1,15 +1,21 @@
+from base64 import b64decode
+from io import BytesIO
+from itertools import combinations
+
+import imagesize
 import matplotlib as mpl
 import nbformat
 import numpy as np
 import pytest
 import torch
+from colorspacious import cspace_convert, deltaE
 from nbclient import NotebookClient
 
 mpl.use("agg")
 
 import matplotlib.pyplot as plt
 
-from ntk_helpers.plotting import band, fit_power_law
+from ntk_helpers.plotting import KERNEL, LINEARIZED, NETWORK, PALETTE, band, fit_power_law, use_style
 
 
 def test_power_law_is_recovered_exactly():
@@ -54,21 +60,55 @@ def test_band_draws_the_median_and_quantiles():
     plt.close("all")
 
 
+def shown(drawing):
+    """What a notebook shows of a figure, by type, where the style applies."""
+    source = "import matplotlib.pyplot as plt\nimport torch\nfrom ntk_helpers.plotting import band, use_style\n"
+    source += f"use_style()\nfig, ax = plt.subplots()\n{drawing};"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    (output,) = NotebookClient(notebook).execute().cells[0].outputs
+    return output["data"]
+
+
 def test_the_same_figure_gives_the_same_file():
-    """In notebooks, where the options of the style apply, run one after the other."""
-    source = """
-import matplotlib.pyplot as plt
-import torch
+    first, second = (shown("band(ax, [0, 1], torch.eye(2))") for _ in range(2))
+    assert first == second
 
-from ntk_helpers.plotting import band, use_style
 
-use_style()
-fig, ax = plt.subplots()
-band(ax, [0, 1], torch.eye(2));
-"""
-    figures = []
-    for _ in range(2):
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-        (output,) = NotebookClient(notebook).execute().cells[0].outputs
-        figures.append(output["data"]["image/svg+xml"])
-    assert figures[0] == figures[1]
+def test_figures_are_svg_where_that_is_smaller_and_else_png_of_twice_the_resolution():
+    assert set(shown("ax.plot([0, 1])")) == {"image/svg+xml", "text/plain"}
+    assert set(shown("ax.plot(range(200), alpha=0.5)")) == {"image/svg+xml", "text/plain"}
+    cloud = shown("ax.scatter(*torch.randn(2, 20000, generator=torch.Generator().manual_seed(0)))")
+    assert set(cloud) == {"image/png", "text/plain"}
+    png = b64decode(cloud["image/png"])
+    assert imagesize.getDPI(BytesIO(png))[0] == pytest.approx(2 * mpl.rcParamsDefault["figure.dpi"], rel=0.01)
+
+
+CONDITIONS = ("deuteranomaly", "protanomaly", "tritanomaly")
+
+
+def seen_by(colour, condition):
+    """A colour, #rrggbb, as an eye sees it that lacks one kind of cones."""
+    srgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    space = {"name": "sRGB1+CVD", "cvd_type": condition, "severity": 100}
+    return np.clip(cspace_convert(srgb, space, "sRGB1"), 0, 1)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_colours_are_told_apart_by_eyes_that_lack_a_kind_of_cones(condition):
+    """Their distance in CAM02-UCS; 1 is hardly seen side by side."""
+    roles = [style["color"] for style in (NETWORK, LINEARIZED, KERNEL)]
+    for colours in (PALETTE, roles):
+        pairs = {(a, b): deltaE(seen_by(a, condition), seen_by(b, condition)) for a, b in combinations(colours, 2)}
+        print(condition, min(pairs.values()))
+        assert min(pairs.values()) > 8, pairs
+
+
+def test_colour_is_never_the_only_difference():
+    assert len({style["linestyle"] for style in (NETWORK, LINEARIZED, KERNEL)}) == 3
+    with mpl.rc_context():
+        use_style()
+        _, ax = plt.subplots()
+        lines = [ax.plot([0, 1])[0] for _ in PALETTE]
+        assert len({str(line._dash_pattern) for line in lines}) == len(PALETTE)
+        assert len({line.get_color() for line in lines}) == len(PALETTE)
+    plt.close("all")
