@@ -1,0 +1,31 @@
+"""The ten lines of CONTRIBUTING.md that add a chapter, on a copy of the project."""
+
+import os
+import re
+import shutil
+import subprocess
+
+from chapters import ROOT
+
+LINES = re.compile(r"## A chapter in ten lines\n\n```sh\n(.*?)^```$\n\n", re.M | re.S)
+LEFT_OUT = (".venv", ".git", ".hypothesis", "html", "colab", "notebooks", "screenshots", ".doctrees", "__pycache__")
+
+
+def test_a_chapter_in_ten_lines(site, tmp_path):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (script,) = LINES.findall(text)
+    assert len(script.splitlines()) == 10
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    (copy / ".venv").symlink_to(ROOT / ".venv")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    environment["MAKEFLAGS"] = (
+        "--assume-old=.venv/.ready"  # the environment is the project's own, and not to be made anew
+    )
+    subprocess.run(["bash", "-e", "-c", script], cwd=copy, env=environment, check=True)
+    page = (copy / "_build/html/book/beyond/sum.html").read_text(encoding="utf-8")
+    assert re.search(
+        r"<h1>2\. What is one and one\?", page.replace('<span class="section-number">', "").replace("</span>", "")
+    )
+    assert ">2\n</pre>" in page
+    assert (copy / "_build/html/notebooks/beyond/sum.ipynb").exists()
