@@ -41,7 +41,7 @@ LEFTOVER = re.compile(
 )
 
 # Colab has all that the package needs, and its own builds of torch and numpy: they stay as they are.
-INSTALL = """# In Colab, install the book's package; elsewhere it is there already.
+INSTALL = """# In Colab, install the book's package. Elsewhere: the same command, once.
 import sys
 
 if "google.colab" in sys.modules:
