@@ -196,6 +196,14 @@ $$
 y
 $$ (y:two)
 
+(2nd.section)=
+## Another section of its own
+
+$$
+z
+$$ (2nd.section)
+
+{ref}`2nd.section`, {eq}`2nd.section`,
 {ref}`here`, {eq}`in_law`, {eq}`y:two`, {prf:ref}`law-of-one`, {prf:ref}`lemma-one`, {prf:ref}`law_of_two`,
 {numref}`fig-line`, {numref}`tab-ones`, {ref}`why <ex_why>`, {doc}`intro`.
 """
@@ -203,15 +211,21 @@ $$ (y:two)
 
 def test_plain_notebooks_say_the_numbers_and_places_of_the_site(tiny_book):
     folder = tiny_book(HEADER + ALL_LABELS.replace("\\\\", "\\"))
-    text = HEADER + "\n```{exercise} First\n:label: ex-first\nIt is.\n```\n\n{eq}`y:two`\n"
+    text = HEADER + "\n```{exercise} First\n:label: ex-first\nIt is.\n```\n\n{eq}`y:two`, {ref}`ex-last`\n"
     (folder / "book/first.md").write_text(text, encoding="utf-8")
-    (folder / "_toc.yml").write_text(TOC.replace("- file", "- file: book/first\n      - file"), encoding="utf-8")
+    toc = TOC.replace("- file", "- file: book/first\n      - file") + "  - chapters:\n"
+    for name in ("next-to-last", "last"):  # without a number, these count on together
+        words = f"# The {name}\n\n$$ x $$ ({name})\n\n```{{exercise}}\n:label: ex-{name}\nIt is.\n```\n"
+        (folder / f"book/{name}.md").write_text(words, encoding="utf-8")
+        toc += f"      - file: book/{name}\n"
+    (folder / "_toc.yml").write_text(toc, encoding="utf-8")
     status, printed = make("site", folder, BOOK_REPOSITORY="owner/name")
     assert status == 0, printed
     found = labels(folder)
     assert {label.text for label in found.values()} >= {
         *("(2.1)", "(2.2)", "Theorem 2.1", "Theorem 2.2", "Lemma 2.1", "Figure 2.1", "Table 2.1"),
-        *("Exercise 1.1", "Exercise 2.1", "A section of its own", "A tiny book"),
+        *("Exercise 1.1", "Exercise 2.1", "Exercise 1", "Exercise 2", "(2)", "(2.3)"),
+        *("A section of its own", "Another section of its own", "A tiny book"),
     }
     for label in found.values():
         html = page(folder, label.docname.removeprefix("book/"))

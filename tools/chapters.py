@@ -59,7 +59,7 @@ def pages(book=ROOT):
         for page in part["chapters"]:
             if set(page) != {"file"}:
                 raise ValueError(f"_toc.yml: expected chapters of one file each, got {page}")
-            number += part.get("numbered", False)
+            number += bool(part.get("numbered", False))
             found.append(Chapter(book, page["file"], number if part.get("numbered", False) else None))
     return found
 

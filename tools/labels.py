@@ -4,14 +4,17 @@ import posixpath
 import re
 from dataclasses import dataclass
 
+import yaml
 from chapters import is_notebook, pages
+from docutils.nodes import make_id as anchor
 
 FENCE = re.compile(
     r"^(?P<fence>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}[ ]*(?P<title>[^\n]*)\n(?P<body>.*?)^(?P=fence)[ ]*$\n?", re.M | re.S
 )
+YAML_OPTIONS = re.compile(r"---\n(?P<yaml>.*?)^---\n", re.M | re.S)
 OPTION = re.compile(r"^:(?P<key>[\w-]+):[ ]*(?P<value>[^\n]*)\n", re.M)
-EQUATION = re.compile(r"^\$\$(?P<body>(?:(?!\$\$).)*)\$\$[ ]*\((?P<label>[\w:-]+)\)[ ]*$", re.M | re.S)
-TARGET = re.compile(r"^\((?P<label>[\w:-]+)\)=[ ]*\n(?:\s*#+ (?P<title>[^\n]+))?", re.M)
+EQUATION = re.compile(r"^\$\$(?P<body>(?:(?!\$\$).)*)\$\$[ ]*\((?P<label>[^()$\n]+)\)[ ]*$", re.M | re.S)
+TARGET = re.compile(r"^\((?P<label>[^()\n]+)\)=[ ]*\n(?:\s*#+ (?P<title>[^\n]+))?", re.M)
 TITLE = re.compile(r"^# (.+)$", re.M)
 THEOREMS = (
     *("theorem", "lemma", "proposition", "corollary", "conjecture", "axiom", "definition", "assumption", "property"),
@@ -34,16 +37,13 @@ class Label:
 
 
 def options(body):
-    """Split the body of a directive into its leading ``:key: value`` lines and the rest."""
+    """Split the body of a directive into its leading ``:key: value`` lines, or YAML between dashes, and the rest."""
+    if block := YAML_OPTIONS.match(body):
+        return yaml.safe_load(block["yaml"]) or {}, body[block.end() :]
     found = {}
     while match := OPTION.match(body):
         found[match["key"]], body = match["value"], body[match.end() :]
     return found, body
-
-
-def anchor(label):
-    """The id that docutils makes of a label."""
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
 def numbered(page):
@@ -63,26 +63,26 @@ def directives(text):
     for match in FENCE.finditer(text):
         given, body = options(match["body"])
         kind = match["name"].removeprefix("prf:")
-        if match["name"] in ("exercise", "table") or (kind in THEOREMS and "nonumber" not in given):
+        if match["name"] in ("exercise", "table", *(f"prf:{name}" for name in THEOREMS)) and "nonumber" not in given:
             yield kind, given.get("label", given.get("name"))
         yield from directives(body)
 
 
 def labels(book):
-    """All labels of a book, each with what it stands for; pages under their own names."""
-    found = {}
+    """All labels of a book, each with what it stands for; pages under their own names, equations in parentheses."""
+    found, counts = {}, {}
     for page in pages(book):
-        text, counts = page.path.read_text(encoding="utf-8"), {}
+        text = page.path.read_text(encoding="utf-8")
         if title := TITLE.search(text):
             found[page.docname] = Label(title[1].strip(), page.docname)
         for match in TARGET.finditer(text):
             found[match["label"]] = Label((match["title"] or "").strip(), page.docname, anchor(match["label"]))
         prefix = f"{page.number}." if page.number else ""
         for kind, label in numbered(page):
-            counts[kind] = counts.get(kind, 0) + 1
-            number = f"{prefix}{counts[kind]}"
+            counts[prefix, kind] = counts.get((prefix, kind), 0) + 1  # pages without a number count on together
+            number = f"{prefix}{counts[prefix, kind]}"
             if kind == "equation":
-                found[label] = Label(f"({number})", page.docname, f"equation-{anchor(label)}")
+                found[f"({label})"] = Label(f"({number})", page.docname, anchor(f"equation-{label}"))
             elif label:
                 place = anchor(label) if kind in ("figure", "table") else label  # exercises and theorems keep theirs
                 found[label] = Label(f"{kind.capitalize()} {number}", page.docname, place)

@@ -27,7 +27,7 @@ SOLUTION = re.compile(
     r"^(?P<fence>`{3,})\{solution-(?P<end>start|end)\}[ ]*(?P<label>[^\n]*)\n.*?^(?P=fence)[ ]*\n", re.M | re.S
 )
 ROLE_OR_CODE = re.compile(r"(?:\{(?P<role>[\w:-]+)\})?(?P<ticks>`+)(?P<text>.+?)(?<!`)(?P=ticks)(?!`)", re.S)
-TARGET_LINE = re.compile(r"^\([\w:-]+\)=[ ]*\n", re.M)
+TARGET_LINE = re.compile(r"^\([^()\n]+\)=[ ]*\n", re.M)
 EXPLICIT = re.compile(r"(?P<text>.*?)\s*<(?P<target>[^<>]+)>", re.S)
 # MyST that would show raw in a plain notebook: directives (fences), and then, outside code and math, roles, targets,
 # substitutions, block breaks, comments; labels of one-line math, links that lead nowhere there, attributes.
@@ -157,12 +157,16 @@ class Converter:
         return folded(title, text)
 
     def plain(self, source):
-        text = EQUATION.sub(lambda m: f"$${m['body']}\\tag{{{self.book.labels[m['label']].text[1:-1]}}}\n$$", source)
+        text = EQUATION.sub(self.equation, source)
         text = FENCE.sub(self.directive, TARGET_LINE.sub("", text))
         text = ROLE_OR_CODE.sub(self.role, text)
         require_plain(text)
         text = in_math(text, lambda math: expand(math, self.book.macros)).strip()
         return self.fold_solution(text) if self.solution and text else text
+
+    def equation(self, match):
+        number = self.book.labels[f"({match['label']})"].text[1:-1]
+        return f"$${match['body']}\\tag{{{number}}}\n$$"
 
     def directive(self, match):
         given, body = options(match["body"])
@@ -204,7 +208,7 @@ class Converter:
         target = explicit["target"] if explicit else match["text"]
         if match["role"] == "doc":
             target = resolve(self.chapter.docname, target)
-        label = self.book.labels.get(target)
+        label = self.book.labels.get(f"({target})" if match["role"] == "eq" else target)
         if label is None or not (explicit or label.text):
             raise ConversionError(match[0])
         return self.book.link(explicit["text"] if explicit else label.text, label)
