@@ -20,6 +20,7 @@ from labels import EQUATION, FENCE, THEOREMS, Label, labels, options, resolve
 from macros import expand
 from pybtex.database import BibliographyData, parse_file
 from pybtex.plugin import find_plugin
+from pybtex.richtext import Text
 from repository import find_repository, package_source, site_address
 
 ADMONITIONS = ("admonition", "note", "tip", "important", "warning", "seealso")
@@ -47,6 +48,7 @@ import sys
 if "google.colab" in sys.modules:
     %pip install --quiet --no-deps {source}"""
 HIDDEN = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # the code folded away, in Jupyter and in Colab
+FOLDED = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -101,7 +103,7 @@ class Converter:
             if cell.cell_type == "markdown":
                 cells.append(nbformat.v4.new_markdown_cell(self.markdown(cell.source, line)))
                 continue
-            cells.append(nbformat.v4.new_code_cell(cell.source, metadata=HIDDEN if self.solution else {}))
+            cells.append(self.code(cell, line))
             if figure := cell.metadata.get("mystnb", {}).get("figure"):
                 cells.append(nbformat.v4.new_markdown_cell(self.caption(figure, line)))
         if self.cited:
@@ -118,6 +120,16 @@ class Converter:
         took = f" It runs in about {self.executed.run_time}." if self.executed else ""
         read = f" {self.book.link('Read it on its page', page)}." if self.book.address else ""
         return f"*{number} of the executable book* {title}.{took} No GPU is needed.{read}"
+
+    def code(self, cell, line):
+        """A code cell, folded where it is on the page."""
+        if cell.cell_type != "code":
+            raise ConversionError(f"{self.chapter.path}:{line}: can't convert a {cell.cell_type} cell")
+        tags = set(cell.metadata.get("tags", []))
+        metadata = dict(HIDDEN) if self.solution or tags & FOLDED else {}
+        if "raises-exception" in tags:  # the one that notebooks heed
+            metadata["tags"] = ["raises-exception"]
+        return nbformat.v4.new_code_cell(cell.source, metadata=metadata)
 
     def caption(self, figure, line):
         if not {"name", "caption"} <= set(figure):
@@ -196,9 +208,12 @@ class Converter:
             return self.reference(match)
         if role == "glue:text":
             name, _, spec = text.partition(":")
-            if self.executed and name not in self.values:
-                raise ConversionError(match[0])
-            return f"{self.values[name]:{spec}}" if name in self.values else f"`{name}`"
+            if not self.executed:
+                return f"`{name}`"
+            try:
+                return f"{literal(self.values[name]):{spec}}"
+            except (KeyError, ValueError, SyntaxError):
+                raise ConversionError(match[0]) from None
         if role == "run-time":
             return self.executed.run_time if self.executed else text
         raise ConversionError(match[0])
@@ -255,19 +270,20 @@ def folded(title, body, unfolded=False):
 
 
 def author_year(entry):
-    """The short names of an entry's authors, and its year."""
-    names = [" ".join(person.last_names) for person in entry.persons["author"]]
-    names = [name.strip("{}") for name in names]
+    """The short names of an entry's authors, else of its editors, else its title, and its year."""
+    persons = entry.persons.get("author") or entry.persons.get("editor") or []
+    names = [" ".join(map(str, person.rich_prelast_names + person.rich_last_names)) for person in persons]
+    names = names or [str(Text.from_latex(entry.fields.get("title", entry.key)))]
     short = names[0] + (" et al." if len(names) > 2 else f" and {names[1]}" if len(names) == 2 else "")
     return short, entry.fields.get("year", "n.d.")
 
 
 def computed_values(notebook):
-    """The values glued in an executed notebook, by name."""
+    """The values glued in an executed notebook, as text, by name."""
     values = {}
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         if glued := output.get("metadata", {}).get("scrapbook"):
-            values[glued["name"]] = literal(output["data"][glued["mime_prefix"] + "text/plain"])
+            values[glued["name"]] = output["data"][glued["mime_prefix"] + "text/plain"]
     return values
 
 
