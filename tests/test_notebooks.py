@@ -17,6 +17,9 @@ from test_book import BIBLIOGRAPHY, CONFIG, HEADER, TOC
 LIBRARY = BIBLIOGRAPHY + (
     "@article{three, author = {Ann A. and Bo B. and Cy C.}, title = {T}, journal = {J}, year = {2003}}\n"
     "@misc{undated, author = {{A Group}}, title = {U}}\n"
+    '@book{accents, author = {van der Waerden, B. and M{\\"u}ller, C.}, title = {V}, publisher = {P}, year = {1931}}\n'
+    "@book{edited, editor = {Ed Itor}, title = {W}, publisher = {P}, year = {1999}}\n"
+    "@misc{nameless, title = {A {Web} page}, year = {1998}}\n"
 )
 
 
@@ -65,6 +68,9 @@ def unpublished(monkeypatch):
         ("As {cite:p}`three` says.", "As (A. et al., 2003) says."),
         ("As {cite:t}`someone` says.", "As One (2001) says."),
         ("{cite:p}`someone,undated`", "(One, 2001; A Group, n.d.)"),
+        ("{cite:t}`accents`", "van der Waerden and Müller (1931)"),
+        ("{cite:p}`edited,nameless`", "(Itor, 1999; A Web page, 1998)"),
+        ("```{note}\nSee {cite:p}`three,\nsomeone`.\n```", "> See (A. et al., 2003; One, 2001)."),
         ("See {ref}`a\nsection <there>`.", "See a\nsection."),
         ("See {ref}`there` and {eq}`far`.", "See A section and (1.1)."),
         ("See {doc}`the other <other>` and {doc}`/book/other`.", "See the other and Another chapter."),
@@ -73,14 +79,42 @@ def unpublished(monkeypatch):
         ("```{note}\nOne\n\ntwo.\n```", "> **Note.**\n>\n> One\n>\n> two."),
         (":::{admonition} A *title*\n:class: tip\nOne.\n:::", "> **A *title*.**\n>\n> One."),
         ("````{note}\n```{tip}\nOne.\n```\n````", "> **Note.**\n>\n> > **Tip.**\n> >\n> > One."),
+        ("```{note} One\ntwo.\n```\nThree.", "> **Note.**\n>\n> One\n> two.\n\nThree."),
+        ("```{admonition} What?\nThis.\n```", "> **What?**\n>\n> This."),
+        ("```{note}\n---\nname: x\n---\nOne.\n```", "> **Note.**\n>\n> One."),
+        (
+            "```{admonition} A *title*\n:class: tip, dropdown\nOne.\n```",
+            "<details>\n<summary><strong>A <em>title</em>.</strong></summary>\n\nOne.\n\n</details>",
+        ),
+        (
+            ":::{exercise} Is $\\norm{x} < 1$ & `f`, {ref}`so <there>`?\n:label: e\nSay.\n:::",
+            "<strong>Exercise 2.1 (Is $\\lVert x \\rVert < 1$ &amp; <code>f</code>, so?)</strong>",
+        ),
         ("(here)=\n## There", "## There"),
+        ("(he.re)=\n## There\n\n{ref}`he.re`", "## There\n\nThere"),
+        ("$$ x $$ (here)\n\n(here)=\n## There\n\n{eq}`here`, {ref}`here`", "## There\n\n(2.1), There"),
+        ("$$ x $$ (e.x)\n\n{eq}`e.x`", "$$ x \\tag{2.1}\n$$\n\n(2.1)"),
         (
             "```{prf:theorem} Someone\n:label: law\nLet\n$$\nx\n$$ (x)\n```\n\nBy {prf:ref}`law` and {eq}`x`.",
             "> **Theorem 2.1** (Someone).\n>\n> Let\n> $$ x \\tag{2.1} $$\n\nBy Theorem 2.1 and (2.1).",
         ),
         ("```{prf:proof}\nClear.\n```", "**Proof.** Clear. $\\square$"),
+        ("```{prf:proof} Clear\nby {ref}`there`.\n```", "**Proof.** Clear\nby A section. $\\square$"),
+        ("```{prf:proof}\n- One.\n- Two.\n```", "**Proof.**\n\n- One.\n- Two.\n\n$\\square$"),
+        ("```{prf:proof}\n:class: dropdown\nClear.\n```", "</summary>\n\nClear. $\\square$\n\n</details>"),
         ("```{prf:remark}\n:nonumber:\nIt is.\n```", "> **Remark**.\n>\n> It is."),
         ("```{table} Ones\n:name: ones\n| a |\n|---|\n| 1 |\n```", "*Table 2.1.* Ones\n\n| a |\n|---|\n| 1 |"),
+        (
+            "```{table} Ones\n:name: ones\n| a |\n|---|\n```\n\n{numref}`ones`, {numref}`tab. %s <ones>`",
+            "Table 2.1, tab. 2.1",
+        ),
+        ("Over\n$\\R +\n\\R$, $\\R$ for \\$1.", "Over\n$\\mathbb{R} +\n\\mathbb{R}$, $\\mathbb{R}$ for \\$1."),
+        ("```{note}\nOver $\\R +\n\\R$.\n```", "> Over $\\mathbb{R} + \\mathbb{R}$."),
+        ("```{note}\n$$\nx % one\n+ 1\n$$\n```", "> $$ x + 1 $$"),
+        ("$$\na &= b \\\\\n&= c\n$$ (x)", "$$\n\\begin{split}\na &= b \\\\\n&= c\n\\end{split}\n\\tag{2.1}\n$$"),
+        ("$$\n\\begin{cases} a \\\\ b \\end{cases}\n$$", "$$\n\\begin{cases} a \\\\ b \\end{cases}\n$$"),
+        ("$$\na\n\nb\n$$", "$$\n\\begin{split}\na \\\\\nb\n\\end{split}\n$$"),
+        ("```python\n'{eq}`x`'\n\n% $\\R$\n```", "```python\n'{eq}`x`'\n\n% $\\R$\n```"),
         ("Over $\\R^2$ and `$\\R$`, $\\norm{x}$.", "Over $\\mathbb{R}^2$ and `$\\R$`, $\\lVert x \\rVert$."),
         (
             "Code `{eq}` and ``a `{b}` c`` stay, $\\frac{1}{2}$ too.",
@@ -122,9 +156,9 @@ EXERCISE = (
 
 def test_exercises_and_their_solutions_are_folded(tmp_path):
     text = convert(tmp_path, EXERCISE)
-    assert "<details open>\n<summary><b>Exercise 2.1 (Why?)</b></summary>\n\nSay $x$.\n\n</details>" in text
-    assert "<details>\n<summary><b>Solution to Exercise 2.1</b></summary>\n\nSo.\n\n</details>" in text
-    assert "<b>Solution to Exercise 2.1, continued</b></summary>\n\nThus.\n\n</details>\n\n\nSee it." in text
+    assert "<details open>\n<summary><strong>Exercise 2.1 (Why?)</strong></summary>\n\nSay $x$.\n\n</details>" in text
+    assert "<details>\n<summary><strong>Solution to Exercise 2.1</strong></summary>\n\nSo.\n\n</details>" in text
+    assert "<strong>Solution to Exercise 2.1, continued</strong></summary>\n\nThus.\n\n</details>\n\nSee it." in text
     assert not re.search(r"solution-|dropdown|:label:", text)
 
 
@@ -137,7 +171,7 @@ def test_the_code_of_a_solution_is_folded_and_no_other(tmp_path):
 
 def test_a_solution_that_begins_with_code_is_announced(tmp_path):
     text = convert(tmp_path, EXERCISE.replace("So.\n\n", ""))
-    assert "<b>Solution to Exercise 2.1</b></summary>\n\nIts code is in the folded cells that follow." in text
+    assert "<strong>Solution to Exercise 2.1</strong></summary>\n\nIts code is in the folded cells that follow." in text
 
 
 def test_figures(tmp_path):
@@ -149,6 +183,26 @@ def test_figures(tmp_path):
     )
     assert "See Figure 2.1." in text
     assert "*Figure 2.1.* A curve, after One (2001)." in text
+
+
+def test_a_figure_in_a_solution_is_folded_with_its_number(tmp_path):
+    cell = "```{code-cell} ipython3\n---\nmystnb: {figure: {name: fig, caption: A curve.}}\n---\n1\n```\n"
+    text = convert(tmp_path, EXERCISE.replace("Thus.", cell))
+    assert "continued</strong></summary>\n\n*Figure 2.1.* A curve.\n\n</details>" in text
+
+
+@pytest.mark.parametrize(
+    ("tags", "metadata"),
+    [
+        ("hide-input", {"jupyter": {"source_hidden": True}, "cellView": "form"}),
+        ("raises-exception", {"tags": ["raises-exception"]}),
+        ("hide-output", {}),
+    ],
+)
+def test_tags_of_cells(tmp_path, tags, metadata):
+    book, chapter = read_book(tmp_path, f"```{{code-cell}} ipython3\n:tags: [{tags}]\n1\n```\n")
+    (cell,) = (cell for cell in Converter(chapter, book, None).convert().cells if cell.cell_type == "code")
+    assert cell.metadata == metadata
 
 
 def test_references_lead_to_the_site(tmp_path):
@@ -165,9 +219,13 @@ def test_the_header_names_the_chapter_and_its_run_time(tmp_path):
     )
 
 
-def test_a_value_that_the_chapter_did_not_compute_is_an_error(tmp_path):
+def test_a_value_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(ConversionError, match=r"can't convert '\{glue:text\}`y`'"):
         convert(tmp_path, "It is {glue:text}`y`.", executed("x", "1"))
+    for value, spec in (("'fine'", ":.2f"), ("<Figure>", "")):
+        with pytest.raises(ConversionError, match=r"chapter\.md:14: can't convert '\{glue:text\}`x"):
+            convert(tmp_path, f"It is {{glue:text}}`x{spec}`.", executed("x", value))
+    assert convert(tmp_path, "Words.", executed("x", "<Figure>"))
 
 
 MACROS = {
@@ -227,6 +285,20 @@ def test_macros_that_do_not_end_are_errors(tex, message):
         "Words\n\n[word]{.class}",
         "Words\n\n```{exercise} Why?\nNo label.\n```",
         "Words\n\n```{solution-start} nowhere\n```",
+        "Words\n\n- ```{note}\n  In a list.\n  ```",
+        "Words\n\n``` {note}\nA space.\n```",
+        "Words\n\n```{raw-cell}\ninside\n```",
+        "Words\n\n[^1]: A footnote.",
+        "Words\n\n[there]: ../other/page.md",
+        "Words\n\n<project:other.md>",
+        'Words\n\n<img alt="x" src="../x.png">',
+        "Words\n\n\\begin{align*}\nx\n\\end{align*}",
+        "Words\n\n$\\norm$",
+        "Words\n\n{numref}`there`",
+        "Words\n\n```{exercise} Why?\n:label: x\n:nonumber:\nIt is.\n```",
+        "Words\n\n```{exercise} Why?\n:label: x\n:hidden:\nIt is.\n```",
+        "A ` alone\n\n{nonsense}`inside`",
+        "Words\n\n```{note}\n{ref}`inside\nit <nowhere>`\n```",
     ],
 )
 def test_what_it_cannot_convert_is_an_error_with_its_line(tmp_path, myst):

@@ -9,7 +9,7 @@ from chapters import is_notebook, pages
 from docutils.nodes import make_id as anchor
 
 FENCE = re.compile(
-    r"^(?P<fence>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}[ ]*(?P<title>[^\n]*)\n(?P<body>.*?)^(?P=fence)[ ]*$\n?", re.M | re.S
+    r"^(?P<fence>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}[ ]*(?P<title>[^\n]*)\n(?P<body>.*?)^(?P=fence)[ ]*$\n*", re.M | re.S
 )
 YAML_OPTIONS = re.compile(r"---\n(?P<yaml>.*?)^---\n", re.M | re.S)
 OPTION = re.compile(r"^:(?P<key>[\w-]+):[ ]*(?P<value>[^\n]*)\n", re.M)

@@ -18,26 +18,40 @@ import yaml
 from chapters import ROOT, chapters
 from labels import EQUATION, FENCE, THEOREMS, Label, labels, options, resolve
 from macros import expand
+from markdown_it import MarkdownIt
+from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pybtex.database import BibliographyData, parse_file
 from pybtex.plugin import find_plugin
 from pybtex.richtext import Text
 from repository import find_repository, package_source, site_address
 
-ADMONITIONS = ("admonition", "note", "tip", "important", "warning", "seealso")
+ADMONITIONS = ("admonition", "note", "tip", "hint", "important", "attention", "caution", "warning", "seealso")
+OPTIONS = {"label", "name", "class", "align", "widths", "nonumber"}  # of directives; any other is an error
 SOLUTION = re.compile(
-    r"^(?P<fence>`{3,})\{solution-(?P<end>start|end)\}[ ]*(?P<label>[^\n]*)\n.*?^(?P=fence)[ ]*\n", re.M | re.S
+    r"^(?P<fence>`{3,}|:{3,})\{solution-(?P<end>start|end)\}[ ]*(?P<label>[^\n]*)\n.*?^(?P=fence)[ ]*\n", re.M | re.S
 )
-ROLE_OR_CODE = re.compile(r"(?:\{(?P<role>[\w:-]+)\})?(?P<ticks>`+)(?P<text>.+?)(?<!`)(?P=ticks)(?!`)", re.S)
+START = r"^[> \t]*(?:(?:[-*+]|\d+[.)])[ ]+)*"  # of a line, in quotes and lists too
+SAME = r"(?:(?!\n[> \t]*\n).)+?"  # what stands in one paragraph
+CODE_BLOCK = rf"{START}(?P<block>`{{3,}}|~{{3,}})(?![ ]*\{{)[^\n]*\n.*?^[> \t]*(?P=block)[ \t]*$"
+CODE = rf"{CODE_BLOCK}|(?P<ticks>`+)(?P<text>{SAME})(?<!`)(?P=ticks)(?!`)"
+ROLE_OR_CODE = re.compile(rf"(?:\{{(?P<role>[\w:-]+)\}}(?=`))?(?:{CODE})", re.M | re.S)
 TARGET_LINE = re.compile(r"^\([^()\n]+\)=[ ]*\n", re.M)
+NUMBERED = re.compile(r"[A-Z][a-z]+ (?P<number>[\d.]+)")
 EXPLICIT = re.compile(r"(?P<text>.*?)\s*<(?P<target>[^<>]+)>", re.S)
+MATH = re.compile(rf"(?<!\\)\$\$.+?\$\$|(?<![\\$])\$(?!\$){SAME}(?<!\\)\$", re.S)
+MATH_OR_CODE = re.compile(rf"{CODE}|(?P<math>{MATH.pattern})", re.M | re.S)
+DISPLAY = re.compile(r"\$\$(?P<body>.*?)(?P<end>(?:\\tag\{[^{}]*\}\s*)?\$\$)", re.S)
+ENVIRONMENT = re.compile(r"\\begin\{(?P<name>\w+\*?)\}.*?\\end\{(?P=name)\}", re.S)
 # MyST that would show raw in a plain notebook: directives (fences), and then, outside code and math, roles, targets,
-# substitutions, block breaks, comments; labels of one-line math, links that lead nowhere there, attributes.
-OPEN_FENCE = re.compile(r"^(?:> ?)*[`:~]{3,}\{.*", re.M)
-MATH = re.compile(r"\$\$.*?\$\$|\$[^$\n]+?\$", re.S)
-MATH_OR_CODE = re.compile(rf"(?P<ticks>`+).+?(?<!`)(?P=ticks)(?!`)|{MATH.pattern}", re.S)
+# comments, footnotes; substitutions, block breaks; labels of one-line math, environments of amsmath; attributes; and
+# links that lead nowhere there.
+OPEN_FENCE = re.compile(rf"{START}(?:[`~]{{3,}}[ ]*\{{|:{{3,}}).*", re.M)
+ELSEWHERE = r"(?!https?://|mailto:|data:)"
 LEFTOVER = re.compile(
-    r"\{[\w:-]+\}`.*|^\([\w:-]+\)=.*|\{\{.*?\}\}|^\+\+\+.*|^%.*"
-    r"|\$\$[ ]*\([\w:-]+\)|\]\((?!https?://|mailto:).*?\)|[\])]\{[.#\w].*?\}",
+    rf"\{{[\w:-]+\}}`.*|{START}(?:\([^()\n]+\)=[ ]*$|%.*)|\[\^[^\]\n]+\]|\{{\{{.*?\}}\}}|^\+\+\+.*"
+    rf"|\$\$[ ]*\([^()$\n]+\)|\\begin\{{.*|[\])]\{{[.#\w].*?\}}"
+    rf"|\]\({ELSEWHERE}.*?\)|^\[[^\]\n]+\]:[ ]*<?{ELSEWHERE}.*|<(?:project|path|inv):.*?>|<#.*?>"
+    rf"|<[^<>]*\b(?:src|href)=[\"']?(?![\"']){ELSEWHERE}[^<>]*>",
     re.M,
 )
 
@@ -50,6 +64,12 @@ if "google.colab" in sys.modules:
 HIDDEN = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # the code folded away, in Jupyter and in Colab
 FOLDED = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+PARAGRAPH = "\n\n"
+WORDS = re.compile(r"(?!\s|[-+>#|`~<:]|\*\s|\d+[.)])")  # a line of text, not of a list, a table, code, a quote, HTML
+# HTML of a title: what stands in a summary is not read as Markdown.
+TITLE = MarkdownIt("commonmark").use(dollarmath_plugin)
+TITLE.add_render_rule("math_inline", lambda self, tokens, index, *_: f"${tokens[index].content}$")
 
 
 class ConversionError(ValueError):
@@ -134,16 +154,18 @@ class Converter:
     def caption(self, figure, line):
         if not {"name", "caption"} <= set(figure):
             raise ConversionError(f"{self.chapter.path}:{line}: the figure of this cell lacks a name or caption")
-        return f"*{self.book.labels[figure['name']].text}.* " + self.markdown(figure["caption"], line)
+        return self.markdown(f"*{self.book.labels[figure['name']].text}.* {figure['caption']}", line)
 
     def markdown(self, source, line):
         """Plain Markdown for a piece of MyST that begins at a line of the chapter."""
         source = source.rstrip() + "\n"
         try:
-            return "\n\n".join(filter(None, self.parts(source)))
+            return PARAGRAPH.join(filter(None, map(str.strip, self.parts(source))))
         except ConversionError as error:
             found = error.args[0]
-            offset = source[: max(0, source.find(found))].count("\n")
+            # What has been converted already isn't found as it is now: as much of it as there is.
+            places = (source.find(found[:end]) for end in range(len(found), 0, -1))
+            offset = source.count("\n", 0, next((place for place in places if place >= 0), 0))
             raise ConversionError(f"{self.chapter.path}:{line + offset}: can't convert {found!r}") from None
 
     def parts(self, source):
@@ -166,36 +188,56 @@ class Converter:
 
     def fold_solution(self, text):
         title, self.solution = self.solution, self.solution.removesuffix(", continued") + ", continued"
-        return folded(title, text)
+        return folded(f"**{title}**", text)
 
     def plain(self, source):
         text = EQUATION.sub(self.equation, source)
-        text = FENCE.sub(self.directive, TARGET_LINE.sub("", text))
-        text = ROLE_OR_CODE.sub(self.role, text)
+        text = self.inline(FENCE.sub(self.directive, TARGET_LINE.sub("", text)))
         require_plain(text)
-        text = in_math(text, lambda math: expand(math, self.book.macros)).strip()
-        return self.fold_solution(text) if self.solution and text else text
+        return self.fold_solution(text) if self.solution and text.strip() else text
 
     def equation(self, match):
         number = self.book.labels[f"({match['label']})"].text[1:-1]
         return f"$${match['body']}\\tag{{{number}}}\n$$"
 
+    def inline(self, text):
+        """A text with its roles and its math in their plain forms."""
+        return in_math(ROLE_OR_CODE.sub(self.role, text), self.math)
+
+    def math(self, formula):
+        """A formula without macros, and, as the site has it, aligned where it has several lines."""
+        dollars = "$$" if formula.startswith("$$") else "$"
+        try:
+            plain = dollars + expand(formula.removeprefix(dollars).removesuffix(dollars), self.book.macros) + dollars
+        except ValueError:
+            raise ConversionError(formula) from None
+        display = DISPLAY.fullmatch(plain)
+        body = re.sub(r"\n\s*\n", r" \\\\\n", display["body"].strip()) if display else ""
+        if "\\\\" not in ENVIRONMENT.sub("", body):
+            return plain
+        return f"$$\n\\begin{{split}}\n{body}\n\\end{{split}}\n{display['end']}"
+
     def directive(self, match):
         given, body = options(match["body"])
-        name, title, body = match["name"], match["title"].strip(), FENCE.sub(self.directive, body)
+        name, title, dropdown = match["name"], match["title"].strip(), "dropdown" in str(given.get("class"))
+        if name in ADMONITIONS[1:] or name == "prf:proof":  # they have no title: their text may begin beside the name
+            title, body = "", f"{title}\n{body}".lstrip("\n")
+        title, body = self.inline(title), self.inline(FENCE.sub(self.directive, body))
         kind, label = name.removeprefix("prf:"), self.book.labels.get(given.get("label", given.get("name")))
+        in_parentheses, box = f" ({title})" if title else "", folded if dropdown else quoted
+        if not set(given) <= OPTIONS:
+            raise ConversionError(match[0].splitlines()[0])
         if name in ADMONITIONS:
-            return quoted(f"**{title if name == 'admonition' else name.capitalize()}.**", body)
+            title = title or name.capitalize()
+            return box(f"**{title}{'' if title[-1] in '.:?!' else '.'}**", body)
         if name == "exercise" and label:
-            return folded(f"{label.text} ({title})" if title else label.text, body, unfolded=True)
+            return folded(f"**{label.text}{in_parentheses}**", body, unfolded=not dropdown)
         if name == "prf:proof":
-            return f"**Proof.** {body.strip()} $\\square$\n"
+            return folded("**Proof**", ended(body)) if dropdown else begun("**Proof.**", ended(body))
         if name.startswith("prf:") and kind in THEOREMS and (label or "nonumber" in given):
-            return quoted(
-                f"**{label.text if label else kind.capitalize()}**" + (f" ({title})." if title else "."), body
-            )
+            return box(f"**{label.text if label else kind.capitalize()}**{in_parentheses}.", body)
         if name == "table" and label:
-            return f"*{label.text}.* {title}\n\n{body.strip()}\n"
+            return f"*{label.text}.* {title}\n\n{body.strip()}\n\n"
         raise ConversionError(match[0].splitlines()[0])
 
     def role(self, match):
@@ -226,7 +268,13 @@ class Converter:
         label = self.book.labels.get(f"({target})" if match["role"] == "eq" else target)
         if label is None or not (explicit or label.text):
             raise ConversionError(match[0])
-        return self.book.link(explicit["text"] if explicit else label.text, label)
+        text = explicit["text"] if explicit and match["role"] != "eq" else label.text
+        if match["role"] == "numref":
+            numbered = NUMBERED.fullmatch(label.text)
+            if not numbered or "{name}" in text:
+                raise ConversionError(match[0])
+            text = text.replace("%s", numbered["number"]).replace("{number}", numbered["number"])
+        return self.book.link(text, label)
 
     def citation(self, role, keys, parenthetical):
         texts = []
@@ -247,26 +295,39 @@ class Converter:
 def require_plain(text):
     """Raise ConversionError with the first piece of MyST that is left in a converted text."""
     without_code = ROLE_OR_CODE.sub(lambda m: m[0] if m["role"] else "", text)
-    without_math = MATH.sub("$$", without_code)  # what is left of it shows a label that follows
+    # What is left of a displayed formula shows a label that follows.
+    without_math = MATH.sub(lambda m: "$$" if m[0].startswith("$$") else "$", without_code)
     if leftover := OPEN_FENCE.search(text) or LEFTOVER.search(without_math):
         raise ConversionError(leftover[0].lstrip("> $"))
 
 
 def in_math(text, change):
     """The text with each formula changed, and what is code left alone."""
-    return MATH_OR_CODE.sub(lambda m: m[0] if m["ticks"] else change(m[0]), text)
+    return MATH_OR_CODE.sub(lambda m: change(m[0]) if m["math"] else m[0], text)
 
 
 def quoted(title, body):
     """A block quote that begins with a title. Its equations stand on one line, as no mark of a quote may be in them."""
-    body = in_math(body.strip(), lambda math: " ".join(math.split()))
-    return "\n".join(f"> {line}".rstrip() for line in [title, "", *body.splitlines()]) + "\n"
+    body = in_math(body.strip(), lambda math: " ".join(re.sub(r"(?<!\\)%.*", "", math).split()))
+    return "\n".join(f"> {line}".rstrip() for line in [title, "", *body.splitlines()]) + PARAGRAPH
 
 
 def folded(title, body, unfolded=False):
     """A text to be unfolded by a click on its title."""
-    start = f"<details{' open' if unfolded else ''}>\n<summary><b>{title}</b></summary>"
-    return f"{start}\n\n{body.strip()}\n\n</details>\n"
+    start = f"<details{' open' if unfolded else ''}>\n<summary>{TITLE.renderInline(title)}</summary>"
+    return f"{start}\n\n{body.strip()}\n\n</details>{PARAGRAPH}"
+
+
+def begun(title, body):
+    """A text that begins with a title, beside its first words if it has any there."""
+    return f"{title}{' ' if WORDS.match(body) else PARAGRAPH}{body}{PARAGRAPH}"
+
+
+def ended(body):
+    """A proof that ends with a square, beside its last words if it has any there."""
+    body = body.strip()
+    last = body[body.rfind("\n") + 1 :]
+    return f"{body}{' ' if WORDS.match(last) else PARAGRAPH}$\\square$"
 
 
 def author_year(entry):
