@@ -174,6 +174,11 @@ def test_a_solution_that_begins_with_code_is_announced(tmp_path):
     assert "<strong>Solution to Exercise 2.1</strong></summary>\n\nIts code is in the folded cells that follow." in text
 
 
+def test_a_solution_that_does_not_end_is_an_error(tmp_path):
+    with pytest.raises(ConversionError, match=r"chapter\.md: Solution to Exercise 2\.1, continued does not end"):
+        convert(tmp_path, EXERCISE.replace("````{solution-end}\n````", ""))
+
+
 def test_figures(tmp_path):
     text = convert(
         tmp_path,

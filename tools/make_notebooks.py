@@ -126,6 +126,8 @@ class Converter:
             cells.append(self.code(cell, line))
             if figure := cell.metadata.get("mystnb", {}).get("figure"):
                 cells.append(nbformat.v4.new_markdown_cell(self.caption(figure, line)))
+        if self.solution:
+            raise ConversionError(f"{self.chapter.path}: {self.solution} does not end: expected a solution-end")
         if self.cited:
             cells.append(nbformat.v4.new_markdown_cell(self.references()))
         cells = [cell for cell in cells if cell.source.strip()]
