@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BOOK ?= .
 PORT ?= 8000
-BIN := $(CURDIR)/.venv/bin
+BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: help book chapters site pdf serve lab inspect notebooks test test-site colab lint format clean
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # the chapters run before the site is rendered from their outputs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -22,11 +23,11 @@ $(READY): requirements.txt pyproject.toml
 book: chapters site ## execute every chapter and render the site
 
 chapters: $(READY) ## execute every chapter that has changed, by nbmake
-	$(BIN)/python tools/execute_chapters.py $(BOOK)
+	$(BIN)/python tools/execute_chapters.py "$(BOOK)"
 
 site: $(READY) ## render the site
-	@rm -rf $(BOOK)/_build/html
-	$(BIN)/jupyter-book build $(BOOK) -q -W -n --keep-going --all
+	@rm -rf "$(BOOK)/_build/html"
+	$(BIN)/jupyter-book build "$(BOOK)" -q -W -n --keep-going --all
 	@echo "The book is at $(BOOK)/_build/html/index.html"
 
 pdf: book ## print the whole book to one file: _build/kernel-regimes.pdf (needs Chromium)
