@@ -57,16 +57,15 @@ def executed_notebook(book, chapter):
     return Executed(notebook, took["execution_seconds"], took.get("peak_memory"), took.get("cores"))
 
 
-def keep_outputs(book, chapter, run, cores):
-    """Keep what a run of the file `chapter` on some cores gave; `run` is as `run_notebook` gives it."""
-    notebook = jupytext.read(chapter)
+def keep_outputs(folder, notebook, run, cores, uri):
+    """Keep in a cache's folder what a run of a notebook on some cores gave; `run` is as `run_notebook` gives it."""
     for cell, ran in zip(notebook.cells, run.notebook.cells, strict=True):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
     notebook.metadata["language_info"] = run.notebook.metadata["language_info"]
     took = {"execution_seconds": run.seconds, "peak_memory": run.peak_memory, "cores": cores}
-    bundle = CacheBundleIn(notebook, str(chapter), data=took)
-    get_cache(cache_folder(book)).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+    bundle = CacheBundleIn(notebook, uri, data=took)
+    get_cache(folder).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def _set_cache(app, config):

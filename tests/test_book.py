@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 
+import psutil
 import pytest
 from conftest import ROOT
 from execution_cache import executed_notebook
@@ -129,15 +130,65 @@ def test_the_run_that_was_tested_is_the_run_that_is_read(tiny_book):
 def test_a_chapter_that_fails_does_not_keep_others_from_being_executed(tiny_book):
     folder = tiny_book(GOOD)
     shutil.copy(folder / "book/chapter.md", folder / "book/other.md")
-    (folder / "_toc.yml").write_text(TOC + "      - file: book/other\n", encoding="utf-8")
+    (folder / "_toc.yml").write_text(TOC + "".join(f"      - file: book/{name}\n" for name in ("dead", "other")))
     (folder / "book/chapter.md").write_text(HEADER + "\n" + CELL % "x = 1\n\n1 / 0", encoding="utf-8")
+    (folder / "book/dead.md").write_text(HEADER + "\n" + CELL % "import os" + CELL % "os._exit(137)", encoding="utf-8")
     status, printed = make("book", folder)
     assert status != 0
     line = HEADER.count("\n") + 3
     assert f"{folder}/book/chapter.md:{line}: the cell fails: ZeroDivisionError: division by zero" in printed
+    assert f"{folder}/book/dead.md:{line + 3}: the cell fails: Kernel died" in printed
     assert not (folder / "_build/html").exists()
     assert executed_notebook(folder, folder / "book/chapter.md") is None
     assert executed_notebook(folder, folder / "book/other.md") is not None
+
+
+CHANGE = """from pathlib import Path
+
+path = Path(%r)
+path.write_text(path.read_text().replace("(40, 44)", "(40, 45)") + "\\n\\n")"""
+
+
+def test_outputs_belong_to_what_ran(tiny_book, tmp_path_factory):
+    """What changes while chapters run is executed by the next run."""
+    folder, packages = tiny_book(""), tmp_path_factory.mktemp("packages")
+    chapter, package = folder / "book/chapter.md", packages / "ntk_helpers/claims.py"
+    shutil.copytree(ROOT / "ntk_helpers", package.parent)
+    shutil.copy(ROOT / "requirements.txt", packages)
+    chapter.write_text(source := GOOD + CELL % (CHANGE % str(chapter)), encoding="utf-8")
+    status, printed = make("chapters", folder)
+    assert status == 0, printed
+    assert executed_notebook(folder, chapter) is None
+    chapter.write_text(source, encoding="utf-8")
+    assert executed_notebook(folder, chapter) is not None
+    chapter.write_text(GOOD + CELL % (CHANGE % str(package)), encoding="utf-8")
+    status, printed = make("chapters", folder, PYTHONPATH=str(packages))
+    assert status != 0
+    assert "the package changed while chapters ran" in printed
+
+
+TERMINATE = """import time
+from pathlib import Path
+
+import psutil
+
+Path(%r).with_suffix(".pid").write_text(str(psutil.Process().pid))
+psutil.Process().parents()[1].terminate()
+time.sleep(60)"""
+
+
+def test_nothing_runs_on_after_an_interruption(tiny_book):
+    folder = tiny_book("")
+    paths = [folder / "book/chapter.md", folder / "book/other.md"]
+    for path in paths:
+        path.write_text(HEADER + "\n" + CELL % (TERMINATE % str(path)), encoding="utf-8")
+    (folder / "_toc.yml").write_text(TOC + "      - file: book/other\n", encoding="utf-8")
+    status, printed = make("chapters", folder, LOKY_MAX_CPU_COUNT="1")  # one at a time
+    assert status != 0
+    assert "terminated" in printed
+    kernel = int(paths[0].with_suffix(".pid").read_text())
+    assert not [p for p in psutil.process_iter() if p.pid == kernel and p.status() != psutil.STATUS_ZOMBIE]
+    assert not paths[1].with_suffix(".pid").exists()
 
 
 ALL_LABELS = """

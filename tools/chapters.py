@@ -38,7 +38,7 @@ class Chapter:
         """The line of the file on which each cell's text begins."""
         text, position = self.path.read_text(encoding="utf-8"), 0
         for cell in self.read().cells:
-            position = text.index(cell.source, position)
+            position = max(position, text.find(cell.source, position))  # not found: it is read with other white space
             yield text.count("\n", 0, position) + 1
             position += len(cell.source)
 

@@ -5,14 +5,14 @@ The outputs go into the cache that the site is rendered from, so that the run th
 
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import joblib
 import psutil
 from chapters import ROOT, chapters
-from execution_cache import keep_outputs
-from nbmake_run import run_notebook
+from execution_cache import cache_folder, keep_outputs
+from nbmake_run import run_notebook, side_by_side
 
 MEMORY = 3 * 2**30  # bytes that must be free for each chapter that runs beside another
 CORES = joblib.cpu_count()
@@ -29,13 +29,14 @@ def limits(cores):
     return dict.fromkeys(names, str(cores)) | {"TQDM_DISABLE": "1"}
 
 
-def failure(chapter, run):
+def failure(path, run, lines):
     """Where a chapter failed, and how: its own line, not the notebook's."""
-    for cell, line in zip(run.notebook.cells, chapter.first_lines(), strict=True):
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "error":
-                return f"{chapter.path}:{line}: the cell fails: {output['ename']}: {output['evalue']}"
-    return f"{chapter.path}: the run failed"
+    cells = [c for c in zip(run.notebook.cells, lines, strict=True) if c[0].cell_type == "code" and c[0].source.strip()]
+    if not run.begun:
+        return f"{path}: the run failed"
+    cell, line = cells[run.begun - 1]
+    errors = [f"{out['ename']}: {out['evalue']}" for out in cell.outputs if out["output_type"] == "error"]
+    return f"{path}:{line}: the cell fails: {run.trouble or ' '.join(errors)}"
 
 
 def execute(book):
@@ -46,18 +47,22 @@ def execute(book):
     )
     if not todo:
         return True
+    # Read once: outputs belong to what ran, whatever is edited meanwhile.
+    folder, sources = cache_folder(book), [(c, c.read(), list(c.first_lines())) for c in todo]
     parts, passed, since = places(len(todo)), True, time.perf_counter()
     cores = CORES // parts
-    with ThreadPoolExecutor(parts) as pool:
-        waiting = {pool.submit(run_notebook, c.read(), c.path.stem, environment=limits(cores)): c for c in todo}
+    with side_by_side(parts) as pool:
+        waiting = {pool.submit(run_notebook, s[1], s[0].path.stem, environment=limits(cores)): s for s in sources}
         for future in as_completed(waiting):
-            chapter, run = waiting[future], future.result()
+            (chapter, notebook, lines), run = waiting[future], future.result()
+            if cache_folder(book) != folder:
+                raise SystemExit("the package changed while chapters ran: what ran is not known; run them again")
             if run.passed:
-                keep_outputs(book, chapter.path, run, cores)
+                keep_outputs(folder, notebook, run, cores, str(chapter.path))
                 print(f"{chapter.docname}: {run.seconds:.1f} s, {run.peak_memory / 2**20:.0f} MiB", flush=True)
             else:
                 passed = False
-                print(run.report, failure(chapter, run), sep="\n", flush=True)
+                print(run.report, failure(chapter.path, run, lines), sep="\n", flush=True)
     took = time.perf_counter() - since
     print(f"{len(todo)} chapters in {took:.0f} s, {parts} at a time on {cores} of {CORES} cores each", flush=True)
     return passed

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import venv
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from chapters import ROOT, chapters
 from execute_chapters import CORES, limits, places
 from make_notebooks import Book, Converter
 from nbformat.v4 import new_notebook
-from nbmake_run import run_notebook, seconds_between_cells
+from nbmake_run import run_notebook, seconds_between_cells, side_by_side
 from repository import commit
 
 FOLDER = ROOT / "_build" / "colab"
@@ -56,7 +55,7 @@ def local_source():
     changed = subprocess.run(["git", "status", "--porcelain", *PACKAGE], cwd=ROOT, capture_output=True, text=True)
     if changed.stdout or changed.returncode:
         raise SystemExit(f"expected a package as committed, got changes:\n{changed.stdout}{changed.stderr}")
-    return f"git+file://{ROOT}@{commit(ROOT)}"
+    return f"git+{ROOT.as_uri()}@{commit(ROOT)}"
 
 
 def try_chapter(chapter, book, cores):
@@ -80,7 +79,7 @@ def main():
     print("\n".join(versions(python)), flush=True)
     book, todo = replace(Book.read(ROOT), source=source), chapters()
     parts, passed = places(len(todo)), True
-    with ThreadPoolExecutor(parts) as pool:
+    with side_by_side(parts) as pool:
         tries = pool.map(lambda chapter: try_chapter(chapter, book, CORES // parts), todo)
         for chapter, (run, installed, seconds) in zip(todo, tries, strict=True):
             alone = all(name.startswith("ntk_helpers") for name in installed) and installed
