@@ -3,13 +3,14 @@
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import imagesize
 
 # The theme draws its icons twice: by a script of 1.5 MB, and by a font of a tenth of that. The font will do.
 ICON_SCRIPT = re.compile(r"\s*<script\b[^>]*/fontawesome\.js[^>]*></script>")
 UNUSED = ("*.map", "*.ttf", "*.LICENSE.txt", "fontawesome.js", "locales", "root")
-IMAGE = re.compile(r'<img\b(?![^>]*\b(?:width|height)=)[^>]*?\bsrc="(?!https?:|data:)([^"]+)"')
+IMAGE = re.compile(r'<img\b(?![^>]*\s(?:width|height)=")[^>]*?\ssrc="(?!https?:|data:)([^"]+)"')
 # The entries of a bibliography are in a list, and what is in a list are its items.
 ENTRY, ITEM = 'role="doc-biblioentry"', 'role="listitem"'
 CSS_INCH = 96  # pixels
@@ -23,7 +24,9 @@ def _finish(app, exception):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for page in site.rglob("*.html"):
         html = ICON_SCRIPT.sub("", page.read_text(encoding="utf-8")).replace(ENTRY, ITEM)
-        page.write_text(IMAGE.sub(lambda m, page=page: m[0] + _size(page.parent / m[1]), html), encoding="utf-8")
+        page.write_text(
+            IMAGE.sub(lambda m, page=page: m[0] + _size(page.parent / unquote(m[1])), html), encoding="utf-8"
+        )
 
 
 def _size(path):

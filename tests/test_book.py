@@ -191,6 +191,25 @@ def test_nothing_runs_on_after_an_interruption(tiny_book):
     assert not paths[1].with_suffix(".pid").exists()
 
 
+IMAGES = """
+![The loss at width=64.](../_assets/logo.png)
+
+`<img src="code.png">`
+"""
+
+
+def test_images_say_their_size(tiny_book):
+    folder = tiny_book(HEADER + IMAGES)
+    shutil.copy(ROOT / "_assets/logo.png", folder / "book/é.png")
+    (folder / "book/intro.md").write_text(INTRO + "\n```{image} é.png\n:alt: Another.\n```\n", encoding="utf-8")
+    status, printed = make("site", folder)
+    assert status == 0, printed
+    html = page(folder)
+    assert re.search(r'<img alt="The loss at width=64." src="[^"]*" width="96" height="96"', html)
+    assert re.search(r'<img alt="Another." src="[^"]*" width="96" height="96"', page(folder, "intro"))
+    assert '&lt;img</span> <span class="pre">src=&quot;code.png&quot;&gt;</span>' in html
+
+
 ALL_LABELS = """
 (here)=
 ## A section of its own
