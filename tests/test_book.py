@@ -194,19 +194,23 @@ def test_nothing_runs_on_after_an_interruption(tiny_book):
 IMAGES = """
 ![The loss at width=64.](../_assets/logo.png)
 
+```{image} é.png
+:alt: Another.
+```
+
 `<img src="code.png">`
 """
 
 
 def test_images_say_their_size(tiny_book):
-    folder = tiny_book(HEADER + IMAGES)
+    folder = tiny_book(HEADER)
     shutil.copy(ROOT / "_assets/logo.png", folder / "book/é.png")
-    (folder / "book/intro.md").write_text(INTRO + "\n```{image} é.png\n:alt: Another.\n```\n", encoding="utf-8")
+    (folder / "book/intro.md").write_text(INTRO + IMAGES, encoding="utf-8")
     status, printed = make("site", folder)
     assert status == 0, printed
-    html = page(folder)
-    assert re.search(r'<img alt="The loss at width=64." src="[^"]*" width="96" height="96"', html)
-    assert re.search(r'<img alt="Another." src="[^"]*" width="96" height="96"', page(folder, "intro"))
+    html = page(folder, "intro")
+    for alt in ("The loss at width=64.", "Another."):
+        assert re.search(rf'<img alt="{alt}" src="[^"]*" width="96" height="96"', html)
     assert '&lt;img</span> <span class="pre">src=&quot;code.png&quot;&gt;</span>' in html
 
 

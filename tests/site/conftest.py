@@ -54,7 +54,7 @@ def published(site, tmp_path_factory):
     program = Path(sys.executable).with_name("jupyter-book")
     subprocess.run(
         [program, "build", ROOT, "-q", "-W", "-n", "--keep-going", "--all", "--path-output", folder],
-        env=os.environ | {"BOOK_REPOSITORY": "owner/name"},
+        env=os.environ | {"BOOK_REPOSITORY": "owner/name", "BOOK_ADDRESS": ""},
         check=True,
     )
     return folder / "_build" / "html"
