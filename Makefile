@@ -15,6 +15,7 @@ help: ## list the targets
 # The environment is made anew when the pins or the package's metadata change, and reused otherwise.
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("expected Python 3.11 or newer, got " + sys.version)'
+	@test ! -L .venv || { echo ".venv is a link: expected it to be ready, or to be a folder of this project" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
