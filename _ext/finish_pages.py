@@ -1,4 +1,4 @@
-"""Finish the pages: leave out what none needs, say how large images are, so that nothing jumps, mend roles."""
+"""Finish the pages: leave out what none needs, give images their size, mend roles and downloads."""
 
 import re
 import shutil
@@ -11,6 +11,8 @@ import imagesize
 ICON_SCRIPT = re.compile(r"\s*<script\b[^>]*/fontawesome\.js[^>]*></script>")
 UNUSED = ("*.map", "*.ttf", "*.LICENSE.txt", "fontawesome.js", "locales", "root")
 IMAGE = re.compile(r'<img\b(?![^>]*\s(?:width|height)=")[^>]*?\ssrc="(?!https?:|data:)([^"]+)"')
+# The theme opens what is to be downloaded, raw, in a new tab.
+OPENED, DOWNLOADED = re.compile(r'target="_blank"(\s+class="btn btn-sm btn-download-)'), r"download\1"
 # The entries of a bibliography are in a list, and what is in a list are its items.
 ENTRY, ITEM = 'role="doc-biblioentry"', 'role="listitem"'
 CSS_INCH = 96  # pixels
@@ -24,6 +26,7 @@ def _finish(app, exception):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for page in site.rglob("*.html"):
         html = ICON_SCRIPT.sub("", page.read_text(encoding="utf-8")).replace(ENTRY, ITEM)
+        html = OPENED.sub(DOWNLOADED, html)
         page.write_text(
             IMAGE.sub(lambda m, page=page: m[0] + _size(page.parent / unquote(m[1])), html), encoding="utf-8"
         )

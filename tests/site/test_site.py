@@ -27,7 +27,8 @@ MOST_BYTES = 1_500_000
 UNFOLD = """() => { document.querySelectorAll("details").forEach(details => details.open = true)
     document.querySelectorAll("button.toggle-button").forEach(button => button.click()) }"""
 UNSEEN_FOCUS = """() => { const element = document.activeElement, style = getComputedStyle(element)
-    if (element !== document.body && style.outlineStyle === "none" && style.boxShadow === "none")
+    const drawn = style.outlineStyle !== "none" || style.boxShadow !== "none"
+    if (element !== document.body && !(drawn && style.opacity > 0.9))
         return element.outerHTML.slice(0, 200) }"""
 INTERACTIVE = "a[href], button, summary, input, select, textarea, [tabindex='0']"
 
@@ -155,7 +156,7 @@ def download(tab, label):
     """Click on a button among the downloads; return the file that comes."""
     tab.click(".dropdown-download-buttons button")
     with tab.expect_download() as coming:
-        tab.click(f".btn-{label}", modifiers=["Alt"])  # downloads what the browser could show as well
+        tab.click(f".btn-{label}")
     return coming.value.path()
 
 
