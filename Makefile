@@ -4,6 +4,8 @@ BOOK ?= .
 PORT ?= 8000
 BIN := .venv/bin
 READY := .venv/.ready
+# One process for each core, and one thread for each process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: help book chapters site pdf serve lab inspect notebooks test test-site colab lint format clean
 .DEFAULT_GOAL := help
@@ -47,11 +49,11 @@ notebooks: $(READY) ## turn every chapter into a plain notebook in notebooks/
 	$(BIN)/python tools/make_notebooks.py
 
 test: $(READY) ## run the unit tests and every chapter
-	$(BIN)/python -m pytest tests --ignore tests/site
+	$(PYTEST) tests --ignore tests/site
 	@$(MAKE) --no-print-directory chapters
 
 test-site: $(READY) ## test the built site in Chromium, and the printed book
-	$(BIN)/python -m pytest tests/site
+	$(PYTEST) tests/site
 
 colab: $(READY) ## run every notebook as in Colab: newest releases, the package from git
 	$(BIN)/python tools/try_in_colab.py

@@ -4,6 +4,7 @@ import gzip
 import re
 import shutil
 import zipfile
+from functools import cache
 from urllib.parse import unquote, urljoin, urlsplit
 
 import nbformat
@@ -33,6 +34,7 @@ UNSEEN_FOCUS = """() => { const element = document.activeElement, style = getCom
 INTERACTIVE = "a[href], button, summary, input, select, textarea, [tabindex='0']"
 
 
+@cache
 def parse(path):
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
