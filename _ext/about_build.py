@@ -30,7 +30,7 @@ def _chapters(app, docname):
 
     from ntk_helpers.claims import recorded_claims  # imports torch, which few builds need
 
-    yield ["chapter", "run time", "peak memory", "claims checked"]
+    yield ["chapter", "run time", "cores", "peak memory", "claims checked"]
     seconds, claims = 0.0, 0
     for chapter in chapters(Path(app.srcdir)):
         if executed := chapter.executed():
@@ -39,8 +39,8 @@ def _chapters(app, docname):
             uri = app.builder.get_relative_uri(docname, chapter.docname)
             link = nodes.reference("", app.env.titles[chapter.docname].astext(), internal=True, refuri=uri)
             memory = f"{executed.peak_memory / 2**20:,.0f} MiB" if executed.peak_memory else "not measured"
-            yield [link, f"{executed.seconds:.0f} s", memory, str(checked)]
-    yield ["all", f"{seconds:.0f} s", "", str(claims)]
+            yield [link, executed.run_time, str(executed.cores or ""), memory, str(checked)]
+    yield ["all", f"{seconds:.0f} s", "", "", str(claims)]
 
 
 def _versions(app, docname):

@@ -40,8 +40,7 @@ class Executed(NamedTuple):
     @property
     def run_time(self):
         """As a reader is told."""
-        on = f" on {self.cores} CPU core{'s' * (self.cores > 1)}" if self.cores else ""
-        return f"{self.seconds:.0f} s{on}"
+        return f"{self.seconds:.0f} s"
 
 
 def executed_notebook(book, chapter):

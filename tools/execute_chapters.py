@@ -24,9 +24,11 @@ def places(count):
 
 
 def limits(cores):
-    """Variables that keep a chapter to its share of the cores, so that those side by side don't fight for them."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
-    return dict.fromkeys(names, str(cores)) | {"TQDM_DISABLE": "1"}
+    """Variables of a chapter that has some cores for itself: as many processes for its sweeps, and one thread.
+
+    On one thread, its numbers are the same to the last digit whatever runs beside it.
+    """
+    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": str(cores), "TQDM_DISABLE": "1"}
 
 
 def failure(path, run, lines):

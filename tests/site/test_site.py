@@ -235,7 +235,7 @@ def test_the_account_of_the_build_is_of_this_build(site):
     text = " ".join(parse(site / "book/reference/build.html").select_one("article").get_text(" ").split())
     for chapter in chapters():
         executed = chapter.executed()
-        assert f"{executed.seconds:.0f} s {executed.peak_memory / 2**20:,.0f} MiB" in text
+        assert f"{executed.run_time} {executed.cores} {executed.peak_memory / 2**20:,.0f} MiB" in text
     claims = sum(len(recorded_claims(chapter.executed().notebook)) for chapter in chapters())
     assert re.search(rf"all \d+ s {claims} ", text)
 
