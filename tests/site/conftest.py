@@ -43,7 +43,7 @@ def browser():
 @pytest.fixture
 def tab(browser):
     with browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light") as context:
-        context.set_default_timeout(5000)
+        context.set_default_timeout(20_000)  # ms
         yield context.new_page()
 
 

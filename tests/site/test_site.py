@@ -27,6 +27,7 @@ SERIOUS = ("serious", "critical")
 MOST_BYTES = 1_500_000
 UNFOLD = """() => { document.querySelectorAll("details").forEach(details => details.open = true)
     document.querySelectorAll("button.toggle-button").forEach(button => button.click()) }"""
+STILL = "* { transition: none !important; animation: none !important }"
 UNSEEN_FOCUS = """() => { const element = document.activeElement, style = getComputedStyle(element)
     const drawn = style.outlineStyle !== "none" || style.boxShadow !== "none"
     if (element !== document.body && !(drawn && style.opacity > 0.9))
@@ -42,6 +43,7 @@ def parse(path):
 @pytest.mark.parametrize("view", ["light", "dark", "phone"])
 def test_page_is_in_order_and_accessible(browser, address, page, view):
     tab, trouble = open_page(browser, address, page, view)
+    tab.add_style_tag(content=STILL)  # what is still fading in has no contrast yet
     tab.evaluate(UNFOLD)
     trouble = list(trouble)  # axe asks for style sheets at addresses of its own, which is no fault of the page
     for violation in Axe().run(tab).response["violations"]:
@@ -243,6 +245,7 @@ def test_the_account_of_the_build_is_of_this_build(site):
 def test_keyboard_reaches_everything(tab, address):
     """Tab goes through all that can be clicked, and shows where it is; what opens opens by Enter."""
     tab.goto(f"{address}/{WITH_SOLUTIONS[0].docname}.html", wait_until="networkidle")
+    tab.add_style_tag(content=STILL)
     tab.add_style_tag(content="* { transition: none !important }")
     wanted = tab.evaluate(
         """selector => [...document.querySelectorAll(selector)].filter(element => element.checkVisibility(
