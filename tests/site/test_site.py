@@ -246,7 +246,6 @@ def test_keyboard_reaches_everything(tab, address):
     """Tab goes through all that can be clicked, and shows where it is; what opens opens by Enter."""
     tab.goto(f"{address}/{WITH_SOLUTIONS[0].docname}.html", wait_until="networkidle")
     tab.add_style_tag(content=STILL)
-    tab.add_style_tag(content="* { transition: none !important }")
     wanted = tab.evaluate(
         """selector => [...document.querySelectorAll(selector)].filter(element => element.checkVisibility(
             {visibilityProperty: true, opacityProperty: true}) && element.tabIndex >= 0 && !element.disabled
