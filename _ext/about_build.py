@@ -30,7 +30,7 @@ def _chapters(app, docname):
 
     from ntk_helpers.claims import recorded_claims  # imports torch, which few builds need
 
-    yield ["chapter", "run time", "cores", "peak memory", "claims checked"]
+    yield ["chapter", "run time", "cores", "peak memory", "claims"]
     seconds, claims = 0.0, 0
     for chapter in chapters(Path(app.srcdir)):
         if executed := chapter.executed():
