@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import jupytext
 from jupyter_cache import get_cache
-from jupyter_cache.base import CacheBundleIn
 from nbformat import NotebookNode
 
 KEPT = 4  # states of the package to come back to, such as another branch's, beside the present one
@@ -56,15 +55,11 @@ def executed_notebook(book, chapter):
     return Executed(notebook, took["execution_seconds"], took.get("peak_memory"), took.get("cores"))
 
 
-def keep_outputs(folder, notebook, run, cores, uri):
-    """Keep in a cache's folder what a run of a notebook on some cores gave; `run` is as `run_notebook` gives it."""
-    for cell, ran in zip(notebook.cells, run.notebook.cells, strict=True):
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
-    notebook.metadata["language_info"] = run.notebook.metadata["language_info"]
-    took = {"execution_seconds": run.seconds, "peak_memory": run.peak_memory, "cores": cores}
-    bundle = CacheBundleIn(notebook, uri, data=took)
-    get_cache(folder).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+def executed_page(app, docname):
+    """A page that Sphinx builds, `Executed`; None where it is no notebook, or has not been."""
+    if "kernelspec" not in app.env.metadata[docname]:
+        return None
+    return executed_notebook(app.srcdir, app.env.doc2path(docname))
 
 
 def _set_cache(app, config):

@@ -1,9 +1,7 @@
 """What the foot of a page says: how long its chapter took, when it was changed last, and how to cite it."""
 
-from pathlib import Path
-
-from execution_cache import executed_notebook
-from repository import commit, find_repository, site_address
+from execution_cache import executed_page
+from repository import commit
 
 BIBTEX = """@incollection{{{key},
   author    = {{{{{author}}}}},
@@ -15,7 +13,7 @@ BIBTEX = """@incollection{{{key},
 
 def citation(app, pagename, title):
     """The BibTeX entry of a page: with its address, and the commit that it was built from, where they are known."""
-    address = site_address(find_repository(app.srcdir))
+    address = app.config.html_baseurl  # as _ext/repository.py finds it; empty where it is not known
     extra = {"url": address and f"{address}{pagename}.html", "note": (at := commit(app.srcdir)) and f"commit {at[:10]}"}
     return BIBTEX.format(
         key=f"kernelregimes-{pagename.rsplit('/', 1)[-1].replace('_', '-')}",
@@ -31,8 +29,7 @@ def _add_facts(app, pagename, templatename, context, doctree):
     if doctree is None:  # the search page, the index
         return
     context["citation"] = citation(app, pagename, app.env.titles[pagename].astext())
-    if "kernelspec" in app.env.metadata[pagename]:
-        context["executed"] = executed_notebook(app.srcdir, Path(app.env.doc2path(pagename)))
+    context["executed"] = executed_page(app, pagename)
 
 
 def setup(app):

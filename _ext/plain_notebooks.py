@@ -35,13 +35,14 @@ def _add_buttons(app, pagename, templatename, context, doctree):
     downloads["buttons"].insert(0, button)
     if repository := find_repository(app.srcdir):
         colab = {
+            "type": "link",
             "url": colab_address(repository, pagename),
             "text": "Colab",
             "icon": "fas fa-rocket",
             "tooltip": "Run this chapter in Colab",
             "label": "colab-button",
         }
-        context["header_buttons"].insert(0, {"type": "link"} | colab)
+        context["header_buttons"].insert(0, colab)
 
 
 def _write(app, exception):

@@ -4,10 +4,9 @@ The text of the role is what stands there for a page that was not executed.
 """
 
 import time
-from pathlib import Path
 
 from docutils import nodes
-from execution_cache import executed_notebook
+from execution_cache import executed_page
 from sphinx.util.docutils import SphinxRole
 
 
@@ -27,9 +26,7 @@ def _start(app, docname, source):
 
 def _finish(app, doctree):
     took = time.perf_counter() - app.env.temp_data["reading_since"]
-    executed = None
-    if "kernelspec" in app.env.metadata[app.env.docname]:
-        executed = executed_notebook(app.srcdir, Path(app.env.doc2path(app.env.docname)))
+    executed = executed_page(app, app.env.docname)
     for node in list(doctree.findall(run_time)):
         node.replace_self(nodes.Text(executed.run_time if executed else node.astext()))
     if executed:

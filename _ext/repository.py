@@ -7,6 +7,7 @@ git remote `origin` where that is a GitHub address.
 import os
 import re
 import subprocess
+from functools import cache
 
 from sphinx.errors import ConfigError
 
@@ -42,18 +43,11 @@ def site_address(repository, environment=os.environ):
     return host if name.lower() == f"{owner.lower()}.github.io" else f"{host}{name}/"
 
 
+@cache
 def commit(folder):
     """The commit that a folder is at; None without git."""
     git = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return git.stdout.strip() if git.returncode == 0 else None
-
-
-def package_source(folder, repository):
-    """What pip installs the package from: the published repository, at this commit; None where it is not known."""
-    if not repository:
-        return None
-    at = commit(folder)
-    return f"git+https://github.com/{repository}" + (f"@{at}" if at else "")
 
 
 def _set_buttons(app, config):

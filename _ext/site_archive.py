@@ -10,8 +10,15 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # one date for all files, so that the same site g
 def _add_button(app, pagename, templatename, context, doctree):
     for group in context.get("header_buttons", []):
         if group.get("label") == "download-buttons":
-            button = {"url": context["pathto"](NAME, 1), "text": ".zip", "icon": "fas fa-book", "type": "link"}
-            group["buttons"].append(button | {"tooltip": "Download the whole book", "label": "download-site-button"})
+            button = {
+                "type": "link",
+                "url": context["pathto"](NAME, 1),
+                "text": ".zip",
+                "icon": "fas fa-book",
+                "tooltip": "Download the whole book",
+                "label": "download-site-button",
+            }
+            group["buttons"].append(button)
 
 
 def _pack(app, exception):

@@ -134,9 +134,8 @@ class _MLPDescent:
     @torch.no_grad()
     def advance(self, steps):
         losses = self.x.new_empty(steps, self.size or 1)
-        copies = [
-            _layers(net, self.model._scales) for net in _networks(self.model)
-        ]  # anew: a user may have replaced them
+        # Anew: a user may have replaced them.
+        copies = [_layers(net, self.model._scales) for net in _networks(self.model)]
         self._steps(copies, losses)
         return losses[:, 0] if self.size is None else losses
 

@@ -284,7 +284,7 @@ $$ (2nd.section)
 
 
 def test_plain_notebooks_say_the_numbers_and_places_of_the_site(tiny_book):
-    folder = tiny_book(HEADER + ALL_LABELS.replace("\\\\", "\\"))
+    folder = tiny_book(HEADER + ALL_LABELS)
     text = HEADER + "\n```{exercise} First\n:label: ex-first\nIt is.\n```\n\n{eq}`y:two`, {ref}`ex-last`\n"
     (folder / "book/first.md").write_text(text, encoding="utf-8")
     toc = TOC.replace("- file", "- file: book/first\n      - file") + "  - chapters:\n"

@@ -10,8 +10,8 @@ from chapters import ROOT, chapters
 from execution_cache import Executed
 from IPython.core.inputtransformer2 import TransformerManager
 from macros import expand
-from make_notebooks import Book, ConversionError, Converter
-from repository import package_source, site_address
+from make_notebooks import Book, ConversionError, Converter, package_source
+from repository import site_address
 from test_book import BIBLIOGRAPHY, CONFIG, HEADER, TOC
 
 LIBRARY = BIBLIOGRAPHY + (

@@ -11,7 +11,9 @@ from pathlib import Path
 import joblib
 import psutil
 from chapters import ROOT, chapters
-from execution_cache import cache_folder, keep_outputs
+from execution_cache import cache_folder
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
 from nbmake_run import run_notebook, side_by_side
 
 MEMORY = 3 * 2**30  # bytes that must be free for each chapter that runs beside another
@@ -41,12 +43,22 @@ def failure(path, run, lines):
     return f"{path}:{line}: the cell fails: {run.trouble or ' '.join(errors)}"
 
 
+def keep_outputs(folder, notebook, run, cores, uri):
+    """Keep in a cache's folder what a run of a notebook on some cores gave; `run` is as `run_notebook` gives it."""
+    for cell, ran in zip(notebook.cells, run.notebook.cells, strict=True):
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+    notebook.metadata["language_info"] = run.notebook.metadata["language_info"]
+    took = {"execution_seconds": run.seconds, "peak_memory": run.peak_memory, "cores": cores}
+    bundle = CacheBundleIn(notebook, uri, data=took)
+    get_cache(folder).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
 def execute(book):
     """Execute the chapters of a book that need it; return whether all passed."""
-    todo = [chapter for chapter in chapters(book) if chapter.executed() is None]
-    print(
-        f"{len(chapters(book)) - len(todo)} chapters have been executed as they are, {len(todo)} are to be", flush=True
-    )
+    known = chapters(book)
+    todo = [chapter for chapter in known if chapter.executed() is None]
+    print(f"{len(known) - len(todo)} chapters have been executed as they are, {len(todo)} are to be", flush=True)
     if not todo:
         return True
     # Read once: outputs belong to what ran, whatever is edited meanwhile.

@@ -60,9 +60,9 @@ def find_chromium():
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def html_pages(site=SITE):
-    """The paths of a site's pages."""
-    return sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html") if "_static" not in p.parts)
+def html_pages():
+    """The paths of the site's pages."""
+    return sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if "_static" not in p.parts)
 
 
 def open_page(browser, address, page, view):
@@ -88,10 +88,10 @@ def main():
         raise SystemExit(NO_CHROMIUM)
     if not (SITE / "index.html").exists():
         raise SystemExit("the site has not been built: run make book")
-    found = 0
+    pages, found = html_pages(), 0
     with sync_playwright() as playwright, served(SITE) as address:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        for page in html_pages():
+        for page in pages:
             for view in VIEWS:
                 tab, trouble = open_page(browser, address, page, view)
                 picture = PICTURES / view / page.replace("/", "-").replace(".html", ".png")
@@ -99,7 +99,7 @@ def main():
                 tab.close()
                 found += len(trouble)
                 print(f"{page} ({view}): {'; '.join(trouble) or 'fine'}")
-    print(f"{len(html_pages())} pages, {len(VIEWS)} views each, {found} troubles; pictures in {PICTURES}")
+    print(f"{len(pages)} pages, {len(VIEWS)} views each, {found} troubles; pictures in {PICTURES}")
     raise SystemExit(bool(found))
 
 

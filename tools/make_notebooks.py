@@ -23,7 +23,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pybtex.database import BibliographyData, parse_file
 from pybtex.plugin import find_plugin
 from pybtex.richtext import Text
-from repository import find_repository, package_source, site_address
+from repository import commit, find_repository, site_address
 
 ADMONITIONS = ("admonition", "note", "tip", "hint", "important", "attention", "caution", "warning", "seealso")
 OPTIONS = {"label", "name", "class", "align", "widths", "nonumber"}  # of directives; any other is an error
@@ -353,6 +353,14 @@ def computed_values(notebook):
 def literal(text):
     """The str, int or float that a text represents, "inf" and "nan" included."""
     return float(text) if text.lstrip("-") in ("inf", "nan") else ast.literal_eval(text)
+
+
+def package_source(folder, repository):
+    """What pip installs the package from: the published repository, at this commit; None where it is not known."""
+    if not repository:
+        return None
+    at = commit(folder)
+    return f"git+https://github.com/{repository}" + (f"@{at}" if at else "")
 
 
 def notebook_path(docname):

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from chapters import ROOT
 from inspect_site import FLAGS, NO_CHROMIUM, SITE, find_chromium, html_pages, served
 from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).parents[2]
 NO_SITE = "the site has not been built: run make book"
 
 
