@@ -94,6 +94,28 @@ def test_page_is_light(browser, address, site, page):
     assert first < MOST_BYTES
 
 
+def test_animations_play(tab, address, site, page):
+    for animation in parse(site / page).select(".animation"):
+        tab.goto(f"{address}/{page}")
+        box = tab.locator(f"#{animation['id']}")
+        image, button, slider = (box.locator(tag) for tag in ("img", "button", "input"))
+        last = image.get_attribute("src")
+        assert slider.input_value() == slider.get_attribute("max")
+        slider.press("Home")
+        assert slider.input_value() == "0"
+        assert image.get_attribute("src") != last
+        button.click()
+        tab.wait_for_function("slider => +slider.value >= 2", arg=slider.element_handle())
+        assert button.inner_text() == "Pause"
+        button.click()
+        assert button.inner_text() == "Play"
+        slider.press("End")
+        assert image.get_attribute("src") == last
+        button.click()  # from the start again, to the end
+        tab.wait_for_function("slider => slider.value === slider.max", arg=slider.element_handle())
+        tab.wait_for_function("button => button.textContent === 'Play'", arg=button.element_handle())
+
+
 def test_images_say_their_size(site, page):
     for image in parse(site / page).select(IMAGE):
         assert image.get("width", "").isdigit(), image
