@@ -6,6 +6,11 @@ from pathlib import Path
 
 BUNDLE = "tex-mml-chtml.js"
 FONTS = "output/chtml/fonts/woff-v2"
+# A page has hundreds of formulas: for the keyboard none of them is a stop; their menu is a click away.
+NO_STOPS = """if (window.MathJax) MathJax.startup = {
+    pageReady: () => MathJax.startup.defaultPageReady().then(
+        () => document.querySelectorAll("mjx-container").forEach(formula => formula.tabIndex = -1)),
+}"""
 
 
 def _use_local(app, config):
@@ -24,4 +29,5 @@ def _copy(app):
 def setup(app):
     app.connect("config-inited", _use_local)
     app.connect("builder-inited", _copy)
+    app.add_js_file(None, body=NO_STOPS, priority=600)  # after Sphinx's settings
     return {"parallel_read_safe": True}

@@ -50,9 +50,9 @@ def sidebar(root):
 
 
 def article_of(page, name, names):
-    """The article of a page, without buttons, with its ids and links as they are in the book."""
+    """The article of a page, without what is to be clicked, with its ids and links as they are in the book."""
     article = page.select_one("article.bd-article")
-    for chrome in article.select("a.headerlink, button, details.hide > summary"):
+    for chrome in article.select("a.headerlink, button, details.hide > summary, .animation > :not(img)"):
         chrome.decompose()
     for tag in article.select("[id]"):
         tag["id"] = anchor(name, tag["id"])
