@@ -6,10 +6,10 @@ from pathlib import Path
 
 BUNDLE = "tex-mml-chtml.js"
 FONTS = "output/chtml/fonts/woff-v2"
-# A page has hundreds of formulas: for the keyboard none of them is a stop; their menu is a click away.
+# A page has hundreds of formulas. In the running text none is a stop of the keyboard; their menu is a click away.
 NO_STOPS = """if (window.MathJax) MathJax.startup = {
     pageReady: () => MathJax.startup.defaultPageReady().then(
-        () => document.querySelectorAll("mjx-container").forEach(formula => formula.tabIndex = -1)),
+        () => document.querySelectorAll("mjx-container:not([display])").forEach(formula => formula.tabIndex = -1)),
 }"""
 
 
