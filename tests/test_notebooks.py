@@ -133,9 +133,9 @@ def test_conversions(tmp_path, myst, plain):
 
 def test_values_of_an_executed_chapter(tmp_path):
     text = "It is {glue:text}`x:.2f` in {run-time}`a minute`."
-    assert "It is -0.12 in 12 s." in convert(tmp_path, text, executed("x", "-0.123"))
+    assert "It is −0.12 in 12 s." in convert(tmp_path, text, executed("x", "-0.123"))
     assert "It is 3.00 in" in convert(tmp_path, text, executed("x", "3"))
-    assert "It is 1e-06." in convert(tmp_path, "It is {glue:text}`x:.0e`.", executed("x", "1e-06"))
+    assert "It is 10⁻⁶." in convert(tmp_path, "It is {glue:text}`x:.0e`.", executed("x", "1e-06"))
     assert "It is -inf." in convert(tmp_path, "It is {glue:text}`x`.", executed("x", "-inf"))
     assert "It is fine." in convert(tmp_path, "It is {glue:text}`x`.", executed("x", "'fine'"))
 

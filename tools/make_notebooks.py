@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from chapters import ROOT, chapters
+from glued_numbers import typeset
 from labels import EQUATION, FENCE, THEOREMS, Label, labels, options, resolve
 from macros import expand
 from markdown_it import MarkdownIt
@@ -255,7 +256,7 @@ class Converter:
             if not self.executed:
                 return f"`{name}`"
             try:
-                return f"{literal(self.values[name]):{spec}}"
+                return typeset(f"{literal(self.values[name]):{spec}}")
             except (KeyError, ValueError, SyntaxError):
                 raise ConversionError(match[0]) from None
         if role == "run-time":
