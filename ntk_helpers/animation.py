@@ -12,9 +12,9 @@ from PIL import Image
 
 CSS_INCH, DOTS_PER_INCH = 96, 144  # sharp on most screens
 COLOURS = 32  # of a palette that all frames share: a third of the bytes, and lines look the same
-FRAMES_PER_SECOND = 8
+SECONDS = 4.5  # what moves by itself must stop within five (WCAG 2.2.2)
 
-# Nothing moves by itself: whoever prints the page, or runs no scripts, sees the last frame.
+# Whoever prints the page, runs no scripts, or asked for reduced motion sees the last frame.
 PAGE = """<div class="animation" id="{id}" style="max-width: {width}px">
 <img src="{last}" alt="{alt}" width="{width}" height="{height}" style="max-width: 100%; height: auto">
 <div class="animation-controls" style="display: flex; gap: 0.5rem; align-items: center">
@@ -36,13 +36,17 @@ PAGE = """<div class="animation" id="{id}" style="max-width: {width}px">
   }}
   button.addEventListener("click", () => timer === null ? play() : stop())
   slider.addEventListener("input", () => {{ stop(); show(+slider.value) }})
+  if (!matchMedia("(prefers-reduced-motion: reduce)").matches)
+    new IntersectionObserver((entries, observer) => {{
+      if (entries.some(entry => entry.isIntersecting)) {{ observer.disconnect(); play() }}
+    }}, {{threshold: 0.8}}).observe(image)
 }})()
 </script>
 </div>"""
 
 
 def animate(figure, draw, frames, *, alt):
-    """Show a figure that moves, with a button that plays it and a slider.
+    """Show a figure that moves: once by itself when it comes into view, and by a button and a slider.
 
     Parameters
     ----------
@@ -51,7 +55,7 @@ def animate(figure, draw, frames, *, alt):
     draw : callable
         ``draw(frame)`` changes the figure into that of one frame: by new data of its lines, say.
     frames : sequence
-        At least two. At first the last one is shown, and it is what remains in print.
+        At least two, shown evenly over 4.5 seconds. The last one is what remains in print.
     alt : str
         What the animation shows, for those who do not see it.
 
@@ -76,7 +80,7 @@ def animate(figure, draw, frames, *, alt):
         height=height,
         most=len(images) - 1,
         frames=json.dumps(images),
-        pause=1000 // FRAMES_PER_SECOND,
+        pause=round(1000 * SECONDS / len(images)),
     )
     return HTML(page)
 

@@ -24,6 +24,8 @@ COUNTS = """() => ({
     wider: document.documentElement.scrollWidth - window.innerWidth,
     unrendered: document.querySelectorAll(".math").length - document.querySelectorAll(".math mjx-container").length,
     errors: document.querySelectorAll("mjx-merror, [data-mjx-error]").length,
+    "scripts as large as their base": [...document.querySelectorAll("mjx-script > *")].filter(
+        script => parseFloat(script.style.fontSize) > 90).length,
     unloaded: [...document.images].filter(image => !image.complete || !image.naturalWidth).length,
     "without alt": [...document.images].filter(image => !image.alt.trim() || /\\.\\w+$/.test(image.alt.trim())).length,
 })"""
@@ -68,7 +70,8 @@ def html_pages():
 def open_page(browser, address, page, view):
     """Open one page in one view; return the tab and what is wrong with it."""
     width, scheme = VIEWS[view]
-    tab, trouble = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
+    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
+    trouble = []
     tab.add_init_script(WATCH_SHIFTS)
     tab.on("console", lambda m: m.type == "error" and trouble.append(f"console: {m.text} {m.location['url']}"))
     tab.on("pageerror", lambda error: trouble.append(f"error: {error}"))

@@ -96,6 +96,7 @@ def test_page_is_light(browser, address, site, page):
 
 
 def test_animations_play(tab, address, site, page):
+    tab.emulate_media(reduced_motion="reduce")
     for animation in parse(site / page).select(".animation"):
         tab.goto(f"{address}/{page}")
         box = tab.locator(f"#{animation['id']}")
@@ -114,6 +115,16 @@ def test_animations_play(tab, address, site, page):
         assert image.get_attribute("src") == last
         button.click()  # from the start again, to the end
         tab.wait_for_function("slider => slider.value === slider.max", arg=slider.element_handle())
+        tab.wait_for_function("button => button.textContent === 'Play'", arg=button.element_handle())
+
+
+def test_animations_play_once_when_they_are_seen(tab, address, site, page):
+    for animation in parse(site / page).select(".animation"):
+        tab.goto(f"{address}/{page}")
+        button = tab.locator(f"#{animation['id']} button")
+        assert button.inner_text() == "Play"
+        button.scroll_into_view_if_needed()
+        tab.wait_for_function("button => button.textContent === 'Pause'", arg=button.element_handle())
         tab.wait_for_function("button => button.textContent === 'Play'", arg=button.element_handle())
 
 
