@@ -28,6 +28,14 @@ def squeeze(text):
     return re.sub(r"\s", "", unicodedata.normalize("NFKC", text))
 
 
+def pieces(block):
+    """The texts of a block of the site before, between and after its formulas."""
+    block = copy(block)
+    for math in block.select(".math"):
+        math.replace_with("\0")
+    return block.get_text().split("\0")
+
+
 def flatten(outline):
     """Every item of an outline, in order."""
     for item in outline:
@@ -132,12 +140,10 @@ def test_contents_give_the_page_of_each_heading(texts, links, places, starts, si
 def test_every_text_of_the_site_is_in_the_book(texts, site):
     book = squeeze("".join(texts))
     for name, article in site.items():
-        blocks = [copy(block) for block in article.select(BLOCKS) if not block.select(BLOCKS)]
+        blocks = [block for block in article.select(BLOCKS) if not block.select(BLOCKS)]
         assert blocks, name
         for block in blocks:
-            for math in block.select(".math"):
-                math.replace_with("\0")
-            for piece in block.get_text().split("\0"):
+            for piece in pieces(block):
                 assert squeeze(piece) in book, f"{name}: not in the book: {piece}"
 
 
@@ -156,10 +162,7 @@ def test_figures_have_their_captions(texts, site):
     captions = [caption for article in site.values() for caption in article.select("figcaption .caption-number")]
     assert captions
     for caption in captions:
-        text = copy(caption.parent)
-        for math in text.select(".math"):
-            math.replace_with("\0")
-        assert squeeze(text.get_text().split("\0")[0])[:40] in book
+        assert squeeze(pieces(caption.parent)[0])[:40] in book
 
 
 def test_fonts_are_embedded(reader):

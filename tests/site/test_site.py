@@ -286,9 +286,8 @@ def test_keyboard_reaches_everything(tab, address):
             && element.getClientRects().length).map((element, i) => element.dataset.wanted = i).length""",
         INTERACTIVE,
     )
-    stops = tab.evaluate(
-        "selector => document.querySelectorAll(selector).length", INTERACTIVE
-    )  # buttons that hide, too
+    # Buttons that hide until they are reached are stops, too.
+    stops = tab.evaluate("selector => document.querySelectorAll(selector).length", INTERACTIVE)
     reached, unseen = set(), set()
     for _ in range(stops + 50):
         tab.keyboard.press("Tab")
