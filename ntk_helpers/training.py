@@ -177,7 +177,7 @@ def train(
         losses = partial(losses, y=y, ensemble_size=ensemble_size(model))
         method, start = Autograd(model, x, losses, learning_rate, momentum, optimizer), None
     last = method.loss()
-    run = _Run(learning_rate, _limit(last, y if loss is None else None), record)
+    run = _Run(learning_rate, steps, _limit(last, y if loss is None else None), record)
     try:
         with interruption() as ctrl_c, progress_bar(steps, "step") as bar:
             for stop in sorted({*record_at, steps}):
@@ -238,22 +238,24 @@ class _Diverged(Exception):
 class _Run:
     """The losses and values of a run so far, and the bounds that its losses must keep."""
 
-    def __init__(self, learning_rate, limit, record):
+    def __init__(self, learning_rate, steps, limit, record):
         self.learning_rate, self.limit, self.record = learning_rate, limit, record
-        self.step, self.losses, self.steps, self.values = 0, [], [], {name: [] for name in record}
+        self.step, self.steps, self.values = 0, [], {name: [] for name in record}
+        # In one piece: many small tensors that stay, each put where a large one was just freed, would keep the memory
+        # of all of these from being used again.
+        self.losses = limit.new_empty(steps + 1, *limit.shape)
 
     def check(self, losses):
         """Stop at losses of the next steps that are out of bounds; keep those before."""
         beyond = ~(losses.isfinite() & (losses <= self.limit)).reshape(len(losses), -1).all(1)
         if beyond.any():
             first = beyond.int().argmax().item()
-            self.losses.append(losses[:first])
-            raise _Diverged(self.step + first, losses[first].nan_to_num(math.inf, posinf=math.inf).max().item())
+            self._keep(losses[:first])
+            raise _Diverged(self.step, losses[first].nan_to_num(math.inf, posinf=math.inf).max().item())
 
     def append(self, losses):
         self.check(losses)
-        self.losses.append(losses)
-        self.step += len(losses)
+        self._keep(losses)
 
     def take(self, model):
         with torch.no_grad():
@@ -269,9 +271,15 @@ class _Run:
         self.steps.append(self.step)
 
     def so_far(self, last=None):
-        losses = self.losses if last is None else [*self.losses, last.unsqueeze(0)]
+        if last is not None:
+            self.losses[self.step] = last
         stacked = {name: torch.stack(taken) for name, taken in self.values.items() if taken}
-        return TrainingRecord(self.learning_rate, torch.cat(losses), self.steps, stacked)
+        losses = self.losses[: self.step + (last is not None)]
+        return TrainingRecord(self.learning_rate, losses.clone(), self.steps, stacked)
+
+    def _keep(self, losses):
+        self.losses[self.step : self.step + len(losses)] = losses
+        self.step += len(losses)
 
 
 def _value(name, value):

@@ -1,5 +1,6 @@
 import copy
 import functools
+import gc
 import math
 import multiprocessing
 import pickle
@@ -377,6 +378,21 @@ def test_results_do_not_depend_on_the_stretches(data, monkeypatch, model):
         loss = train(net, x, y, learning_rate=0.1, steps=37, momentum=0.5).loss
         found.append([loss, *net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_no_tensors_pile_up_in_a_long_run(data, monkeypatch):
+    monkeypatch.setattr(training, "SECONDS_OF_A_STRETCH", 0.0)
+    x, y = data[0], data[1][:, :1]
+
+    def alive(model):
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    run = train(
+        MLP(3, 8, 1, seed=0), x, y, learning_rate=0.1, steps=90, record={"alive": alive}, record_at=[30, 60, 90]
+    )
+    first, second, third = run["alive"].tolist()
+    assert second - first == third - second <= 2  # what is recorded there, not the thirty stretches between
 
 
 @pytest.mark.parametrize("seeds", [{"seed": 0}, {"seeds": [0, 1]}])
