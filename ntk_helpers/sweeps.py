@@ -5,6 +5,7 @@ import pickle
 import traceback
 import warnings
 from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cloudpickle
@@ -94,7 +95,7 @@ def sweep(function, grid, *, cache=None, n_jobs=-1):
             values[index] = remember(key, _MISSING)
         except LookupError:
             continue
-    with progress_bar(len(cells), "cell", done=len(values)) as bar:
+    with progress_bar(len(cells), "cell", done=len(values)) as bar, _replaced_silently():
         for index, value, error in _outcomes(function, {i: c for i, c in enumerate(cells) if i not in values}, n_jobs):
             if error is None:
                 try:
@@ -112,6 +113,14 @@ def _remember(key, value):
     if value is _MISSING:
         raise LookupError(key)
     return value
+
+
+@contextmanager
+def _replaced_silently():
+    """Without joblib's warning where it replaces a process that has grown, between two cells: nothing is lost."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor", UserWarning)
+        yield
 
 
 def _outcomes(function, cells, n_jobs):

@@ -45,6 +45,16 @@ def failing(a):
     return a
 
 
+KEPT = []
+
+
+def growing(a):
+    """Leaves its process 150 MB larger, and gives it time to notice."""
+    KEPT.append(bytes(range(250)) * 600_000)
+    time.sleep(0.6)
+    return a
+
+
 def test_every_cell_in_order():
     """What the processes return is what the function returns here."""
     found = sweep(loss_after_training, {"width": [4, 8], "seed": range(3)}, n_jobs=2)
@@ -117,6 +127,14 @@ def test_a_cell_that_kills_every_process_fails():
     with pytest.warns(RuntimeWarning, match=r"1 of 12 cells of the sweep failed:\n\{'a': 3\}: .*TerminatedWorkerError"):
         found = sweep(dies_always, {"a": range(12)}, n_jobs=2)
     assert found.values() == [a for a in range(12) if a != 3]
+
+
+def test_processes_that_have_grown_are_replaced_silently(capfd):
+    """The backend ends a process that has grown by 300 MB, after its cell: nothing is lost, and nothing is wrong."""
+    found = sweep(growing, {"a": range(14)}, n_jobs=2)
+    assert found.values() == list(range(14))
+    assert found.failures == []
+    assert "worker stopped" not in capfd.readouterr().err
 
 
 def test_interrupted_sweep_resumes(tmp_path):
