@@ -62,7 +62,8 @@ def execute(book):
     if not todo:
         return True
     # Read once: outputs belong to what ran, whatever is edited meanwhile.
-    folder, sources = cache_folder(book), [(c, c.read(), list(c.first_lines())) for c in todo]
+    # The last come first: they are the longest, and at the end no core waits for one.
+    folder, sources = cache_folder(book), [(c, c.read(), list(c.first_lines())) for c in reversed(todo)]
     parts, passed, since = places(len(todo)), True, time.perf_counter()
     cores = CORES // parts
     with side_by_side(parts) as pool:
