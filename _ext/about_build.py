@@ -39,7 +39,7 @@ def _chapters(app, docname):
             uri = app.builder.get_relative_uri(docname, chapter.docname)
             link = nodes.reference("", app.env.titles[chapter.docname].astext(), internal=True, refuri=uri)
             memory = f"{executed.peak_memory / 2**20:,.0f} MiB" if executed.peak_memory else "not measured"
-            yield [link, executed.run_time, str(executed.cores or ""), memory, str(checked)]
+            yield [[link], executed.run_time, str(executed.cores or ""), memory, str(checked)]
     yield ["all", f"{seconds:.0f} s", "", "", str(claims)]
 
 
@@ -61,16 +61,22 @@ def _all(app, docname):
 TABLES = {"chapters": _chapters, "versions": _versions, "all": _all}
 
 
+def table(rows, widths):
+    """A table of rows, the first of them its head; a cell is a text, or a list of nodes."""
+    head, *body = (nodes.row("", *map(_entry, row)) for row in rows)
+    group = nodes.tgroup("", *(nodes.colspec(colwidth=width) for width in widths), cols=len(widths))
+    group += [nodes.thead("", head), nodes.tbody("", *body)]
+    return nodes.table("", group)
+
+
 def _entry(content):
-    return nodes.entry("", nodes.paragraph("", "", nodes.Text(content) if isinstance(content, str) else content))
+    return nodes.entry("", nodes.paragraph("", "", *([nodes.Text(content)] if isinstance(content, str) else content)))
 
 
 def _fill(app, doctree, docname):
     for place in list(doctree.findall(about_build)):
-        head, *body = ([_entry(content) for content in row] for row in TABLES[place["of"]](app, docname))
-        group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in head), cols=len(head))
-        group += [nodes.thead("", nodes.row("", *head)), nodes.tbody("", *(nodes.row("", *row) for row in body))]
-        place.replace_self(nodes.table("", group, classes=["about-build"]))
+        rows = list(TABLES[place["of"]](app, docname))
+        place.replace_self(table(rows, [1] * len(rows[0])))
 
 
 def setup(app):

@@ -1,12 +1,14 @@
-"""Numbers that the prose takes from the computation, as a printer sets them: a true minus, and powers of ten."""
+"""Numbers from the computation, in prose and claims, as a printer sets them: a true minus, and powers of ten."""
 
 import re
 
 from docutils import nodes
 
-POWER = re.compile(r"(?P<factor>\d+(?:\.\d+)?)e(?P<sign>[+-])0*(?P<exponent>\d+)")
+POWER = re.compile(r"(?P<factor>\d+(?:\.\d+)?)e(?P<sign>[+\-−])0*(?P<exponent>\d+)")
 MINUS = re.compile(r"(?<![^\s(\[])-(?=\d)")
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+SUPERSCRIPTS = str.maketrans("-−0123456789", "⁻⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+CLAIM = '<p class="claim"'
+BETWEEN_TAGS = re.compile(r"(?<=>)[^<]+")
 
 
 def typeset(text):
@@ -19,12 +21,15 @@ def _power(match):
     return power if match["factor"] == "1" else f"{match['factor']}·{power}"
 
 
-def _typeset_glued(app, doctree):
+def _typeset_numbers(app, doctree):
     for node in doctree.findall(nodes.inline):
         if "pasted-text" in node["classes"]:
             node.children = [nodes.Text(typeset(node.astext()))]
+    for node in doctree.findall(nodes.raw):
+        if node.astext().startswith(CLAIM):
+            node.children = [nodes.Text(BETWEEN_TAGS.sub(lambda text: typeset(text[0]), node.astext()))]
 
 
 def setup(app):
-    app.connect("doctree-read", _typeset_glued)
+    app.connect("doctree-read", _typeset_numbers)
     return {"parallel_read_safe": True}

@@ -405,6 +405,7 @@ def _series(a1, a2, rho):
     return total
 
 
+#: The activations that `kernels` knows by name; ``sorted(DUALS)`` lists them.
 DUALS = {
     "relu": PiecewiseLinear(0.0, 1.0),
     "leaky_relu": leaky_relu(0.01),

@@ -87,7 +87,7 @@ _MODES = (2, 4, 7, 11, 16, 23, 32)
 SEVEN_MODES = FourierMixture(
     _MODES, tuple(k**-0.5 for k in _MODES), (0.0, 0.5 * math.pi, 1.2, 2.0, 0.3 * math.pi, 4.5, 5.8)
 )
-r"""Seven frequencies over four octaves, even and odd: :math:`\sum_k k^{-1/2} \sin(k \gamma + \varphi_k)`.
+r"""Seven frequencies over four octaves, even and odd, in :math:`\sum_k k^{-1/2} \sin(k \gamma + \varphi_k)`.
 
 The frequencies 2, 4, 7, 11, 16, 23, 32 and their phases 0, pi/2, 1.2, 2, 0.3 pi, 4.5, 5.8 are those of a public
 experiment, which leaves open how its amplitudes decay: :math:`k^{-1/2}` is our choice. Noise is for the user to add.

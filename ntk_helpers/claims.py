@@ -87,6 +87,13 @@ def recorded_claims(notebook):
     return [output["metadata"][CLAIM_KEY] for output in outputs if CLAIM_KEY in output.get("metadata", {})]
 
 
+def measured_text(record):
+    """The measured value of a recorded claim as its line has it, to three digits, with the interval if there is one."""
+    interval = record["interval"]
+    ends = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
+    return f"{_number(record['measured'], '#.3g').rstrip('.')}{ends}"
+
+
 def _range(expected, tolerance):
     if not isinstance(expected, tuple | list):
         if tolerance is None:
@@ -115,16 +122,10 @@ def _number(value, spec=".3g"):
     return f"{value:{spec}}".replace("-", "\N{MINUS SIGN}")
 
 
-def _measured(record):
-    interval = record["interval"]
-    ends = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
-    return f"{_number(record['measured'], '#.3g').rstrip('.')}{ends}"
-
-
 def _line(record):
     verdict = "Claim holds" if record["holds"] else f"Claim {record['name']!r} does not hold"
     return (
-        f"{verdict}: {record['statement']} Measured {_measured(record)}, "
+        f"{verdict}: {record['statement']} Measured {measured_text(record)}, "
         f"expected {record['expected']} ({record['source']})."
     )
 
@@ -133,7 +134,7 @@ def _html_line(record):
     mark = "✓" if record["holds"] else "✗"
     text = {key: html.escape(str(record[key])) for key in ("name", "statement", "expected", "source")}
     return (
-        f'<p class="claim"><strong>{mark} Claim.</strong> {text["statement"]} '
-        f"<strong>Measured {html.escape(_measured(record))}</strong>, expected {text['expected']} "
+        f'<p class="claim" id="claim-{text["name"]}"><strong>{mark} Claim.</strong> {text["statement"]} '
+        f"<strong>Measured {html.escape(measured_text(record))}</strong>, expected {text['expected']} "
         f"<em>({text['source']})</em>.</p>"
     )

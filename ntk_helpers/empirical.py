@@ -39,7 +39,7 @@ def jacobian(model, x, *, chunk_size=None):
     ----------
     model : torch.nn.Module
     x : Tensor (n, ...)
-        Inputs, of the dtype and device of the parameters; integers for a model with an `nn.Embedding`.
+        Inputs, of the dtype and device of the parameters; integers for a model with a `torch.nn.Embedding`.
     chunk_size : int, optional
         Samples differentiated at once; None for all. Bounds the memory of the intermediate arrays.
 
@@ -79,7 +79,7 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     ----------
     model : torch.nn.Module
     x1 : Tensor (n1, ...)
-        Inputs, of the dtype and device of the parameters; integers for a model with an `nn.Embedding`.
+        Inputs, of the dtype and device of the parameters; integers for a model with a `torch.nn.Embedding`.
     x2 : Tensor (n2, ...), optional
         None means `x1`: computed once, and exactly symmetric.
     output : {"full", "trace", "diagonal"}

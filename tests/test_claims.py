@@ -27,6 +27,7 @@ def test_a_claim_shows_one_line_and_leaves_a_record(shown):
     line = "Claim holds: It falls. Measured −0.520 [−0.6, −0.4], expected −0.7 to −0.3 (Lee & Co)."
     assert data["text/plain"] == line
     assert "Lee &amp; Co" in data["text/html"]
+    assert 'id="claim-slope"' in data["text/html"]
     assert recorded_claims(notebook_of(shown)) == [
         {
             "name": "slope",

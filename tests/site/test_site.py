@@ -12,12 +12,14 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from chapters import chapters
+from glued_numbers import typeset
 from inspect_site import open_page
 from make_notebooks import notebook_path
 from plain_notebooks import colab_address
 from site_archive import NAME as ARCHIVE
 
-from ntk_helpers.claims import recorded_claims
+import ntk_helpers
+from ntk_helpers.claims import measured_text, recorded_claims
 
 CHAPTER = chapters()[0]
 CHAPTER_PAGE = f"{CHAPTER.docname}.html"
@@ -274,6 +276,22 @@ def test_the_account_of_the_build_is_of_this_build(site):
         assert f"{executed.run_time} {executed.cores} {executed.peak_memory / 2**20:,.0f} MiB" in text
     claims = sum(len(recorded_claims(chapter.executed().notebook)) for chapter in chapters())
     assert re.search(rf"all \d+ s {claims} ", text)
+
+
+def test_the_scoreboard_is_of_this_build(site):
+    rows = parse(site / "book/reference/scoreboard.html").select(".scoreboard tbody tr")
+    listed = [(unquote(row.a["href"]), *(cell.get_text() for cell in row.select("td"))) for row in rows]
+    recorded = [(c.docname, record) for c in chapters() for record in recorded_claims(c.executed().notebook)]
+    assert len(listed) == len(recorded)
+    for (link, claim, expected, measured), (docname, record) in zip(listed, recorded, strict=True):
+        assert urljoin("book/reference/scoreboard.html", link) == f"{docname}.html#claim-{record['name']}"
+        assert claim == typeset(f"{record['statement']} ({record['source']})")
+        assert (expected, measured) == (typeset(record["expected"]), typeset(measured_text(record)))
+
+
+def test_the_package_is_listed_name_by_name(site):
+    described = {tag["id"] for tag in parse(site / "book/reference/api.html").select("dt[id]")}
+    assert {f"ntk_helpers.{name}" for name in ntk_helpers.__all__} <= described
 
 
 def test_keyboard_reaches_everything(tab, address):
