@@ -182,7 +182,8 @@ class GradientDescent(_Trajectory):
 def gradient_flow(k_train_train, y_train, *, f0_train=None, ridge=0.0):
     r"""Gradient flow on half the mean square error, for a fixed kernel: closed form at every time.
 
-    .. math:: f_t(X) = y + e^{-t \tilde K / (nC)} (f_0(X) - y), \qquad
+    .. math:: f_t(X) = y + e^{-t \tilde K / (nC)} (f_0(X) - y),
+
               f_t(x) = f_0(x) + k(x, X) \tilde K^{-1} \left(1 - e^{-t \tilde K / (nC)}\right) (y - f_0(X)),
 
     with :math:`\tilde K = K + \mathrm{ridge}\, I` (Lee et al. 2019, section 2.2, where the loss is half the *sum*
