@@ -220,7 +220,8 @@ class _Linearized(nn.Module):
         origin = {name.replace("/", "."): value for name, value in self.origin.named_buffers()}
         moved = dict(self.model.named_parameters())
         tangent = {name: moved[name] - value for name, value in origin.items()}
-        value, change = jvp(lambda p: call(self.model, p, x), (origin,), (tangent,))
+        with full_precision():  # the fused attention of the CPU has no forward mode
+            value, change = jvp(lambda p: call(self.model, p, x), (origin,), (tangent,))
         return value + change
 
 
@@ -472,10 +473,12 @@ def _check_model(model):
     for name, module in model.named_modules():
         batchwise = isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
         if batchwise or (isinstance(module, _DropoutNd) and module.training):
+            fault, remedy = ("in training mode", "call model.eval()")
+            if not module.training:
+                fault, remedy = ("without running statistics", "keep track_running_stats=True")
             raise ValueError(
-                f"model: expected modules in eval mode, with running statistics, got {name or 'the model itself'}, a "
-                f"{type(module).__name__} in training mode or without running statistics: the kernel of a pair of "
-                "points would depend on the batch or on chance; call model.eval(), and keep track_running_stats=True"
+                f"model: expected no module whose output depends on the batch or on chance, got {name or 'the model'}, "
+                f"a {type(module).__name__} {fault}, where the kernel of a pair of points has no meaning; {remedy}"
             )
     for name, p in params.items():
         if p._backward_hooks:

@@ -178,6 +178,18 @@ class TestLinearize:
         expected = net(x) + jacobian(net, x) @ torch.cat([c.flatten() for c in change])
         torch.testing.assert_close(linear(x), expected)
 
+    def test_attention(self, normal):
+        """The fused attention has no forward mode, nor has what replaces the layer where nothing is recorded."""
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dtype=torch.float64)
+        net, x = nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 2, dtype=torch.float64)).eval(), normal(5, 3, 4)
+        linear, change = linearize(net), [0.1 * normal(*p.shape) for p in net.parameters()]
+        with torch.no_grad():
+            torch.testing.assert_close(linear(x), net(x))
+            for p, c in zip(linear.parameters(), change, strict=True):
+                p.add_(c)
+            expected = net(x) + jacobian(net, x) @ torch.cat([c.flatten() for c in change])
+            torch.testing.assert_close(linear(x), expected)
+
     def test_survives_a_change_of_dtype(self, normal):
         linear, x = linearize(MLP(3, 8, 1, seed=0)), normal(4, 3)
         expected = linear(x)
@@ -216,11 +228,11 @@ BROKEN.weights[0].data[0, 0] = torch.nan
         ((torch.relu, X), {}, "model: expected a torch.nn.Module, got builtin_function_or_method"),
         ((nn.ReLU(), X), {}, "model: expected trainable parameters, got none"),
         ((nn.Sequential(nn.Linear(3, 2), nn.Dropout()).double(), X), {}, "got 1, a Dropout in training mode"),
-        ((nn.BatchNorm1d(3).double(), X), {}, "BatchNorm1d in training mode"),
+        ((nn.BatchNorm1d(3).double(), X), {}, r"BatchNorm1d in training mode, where .*; call model.eval\(\)"),
         (
             (nn.BatchNorm1d(3, track_running_stats=False).double().eval(), X),
             {},
-            "BatchNorm1d in training mode or without running statistics",
+            "BatchNorm1d without running statistics, where .*; keep track_running_stats=True",
         ),
         ((BROKEN, X), {}, "parameter weights.0: expected finite values, got 1 NaN or infinite of 12"),
         ((MLP(3, 4, 1, seeds=[0, 1], activation=nn.PReLU(dtype=torch.float64)), X), {}, "expected a leading axis of 2"),
