@@ -6,6 +6,7 @@ Nothing here needs Sphinx: in Colab a claim shows as one line, and a glued numbe
 
 import html
 import math
+import re
 
 from IPython.display import display
 
@@ -37,7 +38,7 @@ def claim(name, statement, measured, expected, *, source, tolerance=None, interv
     Parameters
     ----------
     name : str
-        Also the name under which the measured value is glued.
+        Also the name under which the measured value is glued, and its address in the page: letters, digits, _, . and -.
     statement : str
         One sentence.
     measured : float
@@ -54,7 +55,11 @@ def claim(name, statement, measured, expected, *, source, tolerance=None, interv
     ------
     ClaimError
         Where the measured value is outside the range or not finite. The line is shown first.
+    ValueError
+        For a name with other characters, a range that is none, a tolerance that is missing or too many.
     """
+    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise ValueError(f"name: expected letters, digits, _, . and - alone, got {name!r}")
     measured = float(measured)
     low, high = _range(expected, tolerance)
     record = {

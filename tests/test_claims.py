@@ -71,6 +71,11 @@ def test_ranges(shown, expected, described):
     assert recorded_claims(notebook_of(shown))[0]["expected"] == described
 
 
+def test_a_name_is_an_address():
+    with pytest.raises(ValueError, match="name: expected letters, digits, _, . and - alone, got 'at π'"):
+        claim("at π", "X.", 0.5, (0, 1), source="theory")
+
+
 @pytest.mark.parametrize(
     ("expected", "options", "message"),
     [

@@ -30,7 +30,7 @@ def read(name):
 def resolve(name, address):
     """Path, from the top of the site, and fragment of an address in a page."""
     parts = urlsplit(address)
-    return normpath(join(dirname(name), unquote(parts.path))) if parts.path else name, unquote(parts.fragment)
+    return normpath(join(dirname(name), unquote(parts.path))) if parts.path else name, parts.fragment
 
 
 def anchor(name, fragment=""):
