@@ -72,7 +72,7 @@ def test_ranges(shown, expected, described):
 
 
 def test_a_name_is_an_address():
-    with pytest.raises(ValueError, match="name: expected letters, digits, _, . and - alone, got 'at π'"):
+    with pytest.raises(ValueError, match=r"name: expected letters, digits, _, . and - alone, got 'at π'"):
         claim("at π", "X.", 0.5, (0, 1), source="theory")
 
 
