@@ -179,7 +179,7 @@ time.sleep(60)"""
 
 def test_nothing_runs_on_after_an_interruption(tiny_book):
     folder = tiny_book("")
-    paths = [folder / "book/chapter.md", folder / "book/other.md"]
+    paths = [folder / "book/other.md", folder / "book/chapter.md"]  # the last chapter comes first
     for path in paths:
         path.write_text(HEADER + "\n" + CELL % (TERMINATE % str(path)), encoding="utf-8")
     (folder / "_toc.yml").write_text(TOC + "      - file: book/other\n", encoding="utf-8")
