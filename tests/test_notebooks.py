@@ -75,6 +75,7 @@ def unpublished(monkeypatch):
         ("See {ref}`there` and {eq}`far`.", "See A section and (1.1)."),
         ("See {doc}`the other <other>` and {doc}`/book/other`.", "See the other and Another chapter."),
         ("It is {glue:text}`x:.2f`.", "It is `x`."),
+        ("It is\n{glue:text}`x:.2f` % of all.", "It is\n`x` % of all."),
         ("In {run-time}`a minute`.", "In a minute."),
         ("```{note}\nOne\n\ntwo.\n```", "> **Note.**\n>\n> One\n>\n> two."),
         (":::{admonition} A *title*\n:class: tip\nOne.\n:::", "> **A *title*.**\n>\n> One."),

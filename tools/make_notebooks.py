@@ -297,8 +297,8 @@ class Converter:
 
 def require_plain(text):
     """Raise ConversionError with the first piece of MyST that is left in a converted text."""
-    without_code = ROLE_OR_CODE.sub(lambda m: m[0] if m["role"] else "", text)
-    # What is left of a displayed formula shows a label that follows.
+    # What is left of code keeps its place in the line, and of a displayed formula shows a label that follows.
+    without_code = ROLE_OR_CODE.sub(lambda m: m[0] if m["role"] else "`", text)
     without_math = MATH.sub(lambda m: "$$" if m[0].startswith("$$") else "$", without_code)
     if leftover := OPEN_FENCE.search(text) or LEFTOVER.search(without_math):
         raise ConversionError(leftover[0].lstrip("> $"))
