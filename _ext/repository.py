@@ -66,7 +66,7 @@ def setup(app):
         app.config.html_baseurl = app.config.ogp_site_url = address
         app.setup_extension("sphinx_sitemap")
         app.config.sitemap_url_scheme = "{link}"
-        app.config.sitemap_excludes = ["search.html", "genindex.html"]
+        app.config.sitemap_excludes = ["search.html"]
         app.setup_extension("sphinxext.opengraph")
         app.config.ogp_site_name = app.config.html_title
         app.config.ogp_social_cards = {"image": "_assets/logo.png", "image_mini": "_assets/logo.png"}

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from about_build import table
 from docutils import nodes
+from execution_cache import executed_page
 from glued_numbers import typeset
 from sphinx.util.docutils import SphinxDirective
 
@@ -31,8 +32,6 @@ class Scoreboard(SphinxDirective):
 
 def _claims(app, docname, chapter):
     """The rows of a chapter's table; each measured value leads to its claim."""
-    from execution_cache import executed_page
-
     from ntk_helpers.claims import measured_text, recorded_claims  # imports torch, which few builds need
 
     yield ["claim", "expected", "measured"]

@@ -56,6 +56,10 @@ def article_of(page, name, names):
         chrome.decompose()
     for tag in article.select("[id]"):
         tag["id"] = anchor(name, tag["id"])
+    for heading in article.select("section[id] > :is(h1, h2, h3, h4, h5, h6)"):
+        # A page may end between the beginning of a section and its heading: what leads there, leads to the heading.
+        heading["id"] = heading.parent["id"]
+        del heading.parent["id"]
     for tag in article.select("[src]:not([src^='data:'])"):
         tag["src"] = "/" + resolve(name, tag["src"])[0]
     for link in article.select("a[href]"):
@@ -79,7 +83,7 @@ def take_subtitle(article):
 def contents_of(article):
     """A page's entries in the table of contents: level, id and title of its headings."""
     for heading in article.select("h1, h2"):
-        yield heading.name, heading.find_parent("section")["id"], heading.decode_contents()
+        yield heading.name, heading["id"], heading.decode_contents()
 
 
 def assemble(config, toc):
