@@ -11,16 +11,16 @@ ELSEWHERE = {  # package: address of its documentation, and where in it names ar
     "python": (
         "https://docs.python.org/3/",
         {
-            "library/exceptions.html#{name}": "exception TypeError ValueError RuntimeError AssertionError",
+            "library/exceptions.html#{name}": "exception TypeError ValueError RuntimeError",
             "library/json.html#{name}": "function json.load",
         },
     ),
     "torch": (
         "https://docs.pytorch.org/docs/stable/",
         {
-            "generated/" + MODULE: "class torch.nn.Module torch.nn.Embedding torch.nn.MSELoss torch.optim.SGD",
-            "generated/{name}.html": "function torch.no_grad torch.tanh torch.vmap",
-            "tensors.html#torch.Tensor": "class torch.Tensor Tensor",
+            "generated/" + MODULE: "class torch.nn.Embedding torch.nn.MSELoss torch.optim.SGD",
+            "generated/{name}.html": "function torch.tanh torch.vmap",
+            "tensors.html#torch.Tensor": "class Tensor",
         },
     ),
     "scipy": (

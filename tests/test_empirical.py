@@ -134,25 +134,29 @@ def test_modules_of_torch_and_state_left_as_it_was(normal):
     assert all(p.grad is None for p in net.parameters())
 
 
+def move(model, normal):
+    """Change all trainable parameters at random; return by how much, as one vector."""
+    moving = [p for p in model.parameters() if p.requires_grad]
+    change = [normal(*p.shape) for p in moving]
+    with torch.no_grad():
+        for p, c in zip(moving, change, strict=True):
+            p.add_(c)
+    return torch.cat([c.flatten() for c in change])
+
+
 class TestLinearize:
     def test_is_the_taylor_expansion(self, normal):
         net, x = MLP(3, 8, 2, 2, activation="tanh", seed=0), normal(4, 3)
         linear = linearize(net)
         torch.testing.assert_close(linear(x), net(x))
-        change = [normal(*p.shape) for p in net.parameters()]
-        with torch.no_grad():
-            for p, c in zip(linear.parameters(), change, strict=True):
-                p.add_(c)
-        expected = net(x) + jacobian(net, x) @ torch.cat([c.flatten() for c in change])
-        torch.testing.assert_close(linear(x), expected)
+        change = move(linear, normal)
+        torch.testing.assert_close(linear(x), net(x) + jacobian(net, x) @ change)
 
     def test_keeps_the_kernel_and_leaves_the_model_alone(self, normal):
         net, x = MLP(3, 8, 2, seeds=[0, 1]), normal(4, 3)
         linear, before = linearize(net), net(x)
         theta = empirical_ntk(net, x)
-        with torch.no_grad():
-            for p in linear.parameters():
-                p.add_(normal(*p.shape))
+        move(linear, normal)
         torch.testing.assert_close(empirical_ntk(linear, x), theta)
         assert torch.equal(net(x), before)
 
@@ -171,24 +175,18 @@ class TestLinearize:
         net[1].running_mean.copy_(normal(3))
         net[1].bias.requires_grad_(False)
         linear, x = linearize(net), normal(4, 3)
-        change = [normal(*p.shape) for p in net.parameters() if p.requires_grad]
-        with torch.no_grad():
-            for p, c in zip([p for p in linear.parameters() if p.requires_grad], change, strict=True):
-                p.add_(c)
-        expected = net(x) + jacobian(net, x) @ torch.cat([c.flatten() for c in change])
-        torch.testing.assert_close(linear(x), expected)
+        change = move(linear, normal)
+        torch.testing.assert_close(linear(x), net(x) + jacobian(net, x) @ change)
 
     def test_attention(self, normal):
         """The fused attention has no forward mode, nor has what replaces the layer where nothing is recorded."""
         layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dtype=torch.float64)
         net, x = nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 2, dtype=torch.float64)).eval(), normal(5, 3, 4)
-        linear, change = linearize(net), [0.1 * normal(*p.shape) for p in net.parameters()]
+        linear = linearize(net)
         with torch.no_grad():
             torch.testing.assert_close(linear(x), net(x))
-            for p, c in zip(linear.parameters(), change, strict=True):
-                p.add_(c)
-            expected = net(x) + jacobian(net, x) @ torch.cat([c.flatten() for c in change])
-            torch.testing.assert_close(linear(x), expected)
+            change = move(linear, normal)
+            torch.testing.assert_close(linear(x), net(x) + jacobian(net, x) @ change)
 
     def test_survives_a_change_of_dtype(self, normal):
         linear, x = linearize(MLP(3, 8, 1, seed=0)), normal(4, 3)
