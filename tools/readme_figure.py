@@ -2,7 +2,7 @@
 
 from chapters import ROOT, Chapter
 
-CHAPTER, FIGURE = Chapter(ROOT, "book/training/krr_vs_network", number=None), "fig-same-time"
+CHAPTER, FIGURE = Chapter(ROOT, "book/idea/krr_vs_network", number=None), "fig-same-time"
 
 
 def figure(notebook, name):
