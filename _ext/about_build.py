@@ -28,7 +28,7 @@ class AboutBuild(SphinxDirective):
 def _chapters(app, docname):
     from chapters import chapters  # on the path once plain_notebooks is loaded
 
-    from ntk_helpers.claims import recorded_claims  # imports torch, which few builds need
+    from ntk_helpers.book.claims import recorded_claims  # imports torch, which few builds need
 
     yield ["chapter", "run time", "cores", "peak memory", "claims"]
     seconds, claims = 0.0, 0

@@ -32,7 +32,7 @@ class Scoreboard(SphinxDirective):
 
 def _claims(app, docname, chapter):
     """The rows of a chapter's table; each measured value leads to its claim."""
-    from ntk_helpers.claims import measured_text, recorded_claims  # imports torch, which few builds need
+    from ntk_helpers.book.claims import measured_text, recorded_claims  # imports torch, which few builds need
 
     yield ["claim", "expected", "measured"]
     executed, page = executed_page(app, chapter), app.builder.get_relative_uri(docname, chapter)
