@@ -353,7 +353,7 @@ def test_pages_are_those_of_the_site_and_numbered_as_there(tiny_book):
     assert {p.docname: p.parent for p in found if p.parent} == {f"book/{n}": "book/first" for n in ("below", "further")}
     for one in found[1:]:
         html = page(folder, one.docname.removeprefix("book/"))
-        equation, title = (re.search(tag, html)[1] for tag in (r'class="eqno">\(([\d.]+)\)', r"<h1>(.*)</h1>"))
+        equation, title = (re.findall(tag, html)[-1] for tag in (r'class="eqno">\(([\d.]+)\)', r"<h1>(.*)</h1>"))
         number = re.sub("<[^>]*>", "", title).partition("Page")[0].rstrip(". ")
         assert equation.rpartition(".")[0] == str(one.number or "")
         assert number.split(".")[0] == str(one.number or "")
