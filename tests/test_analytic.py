@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from ntk_helpers import MLP, empirical_ntk, kernels, nngp_kernel, ntk_kernel
 from ntk_helpers.analytic import DUALS, PiecewiseLinear, Quadrature, leaky_relu
-from ntk_helpers.plotting import fit_power_law
+from ntk_helpers.book.plotting import fit_power_law
 
 CLOSED_FORMS = {
     "Relu": "relu",

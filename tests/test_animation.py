@@ -13,7 +13,7 @@ mpl.use("agg")
 
 import matplotlib.pyplot as plt
 
-from ntk_helpers.animation import animate
+from ntk_helpers.book.animation import animate
 
 
 def moving(frames=(0.0, 0.5, 1.0), alt='A "dot" that rises'):

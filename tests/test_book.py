@@ -13,7 +13,7 @@ from conftest import ROOT
 from execution_cache import executed_notebook
 from labels import labels
 
-from ntk_helpers.claims import recorded_claims
+from ntk_helpers.book.claims import recorded_claims
 
 HEADER = """---
 jupytext:
@@ -38,10 +38,10 @@ $$ 1 + 1 = 2 $$ (sum)
 ```{code-cell} ipython3
 import time
 
-from ntk_helpers.claims import claim
+from ntk_helpers.book.claims import claim
 
 print("executed at", time.time_ns())
-claim("answer", "The answer.", 42.0, (40, 44), source="someone")
+claim("answer", "The answer.", 42.0, (40, 44), kind="threshold", source="someone")
 ```
 """
 )
@@ -167,7 +167,7 @@ path.write_text(path.read_text().replace("(40, 44)", "(40, 45)") + "\\n\\n")"""
 def test_outputs_belong_to_what_ran(tiny_book, tmp_path_factory):
     """What changes while chapters run is executed by the next run."""
     folder, packages = tiny_book(""), tmp_path_factory.mktemp("packages")
-    chapter, package = folder / "book/chapter.md", packages / "ntk_helpers/claims.py"
+    chapter, package = folder / "book/chapter.md", packages / "ntk_helpers/book/claims.py"
     shutil.copytree(ROOT / "ntk_helpers", package.parent)
     shutil.copy(ROOT / "requirements.txt", packages)
     chapter.write_text(source := GOOD + CELL % (CHANGE % str(chapter)), encoding="utf-8")
@@ -366,7 +366,7 @@ def test_outputs_are_reused_until_the_package_changes(tiny_book, tmp_path_factor
     shutil.copy(ROOT / "requirements.txt", packages)
     times = []
     for change in ("", "", "\n# a change\n"):
-        with (packages / "ntk_helpers" / "claims.py").open("a") as source:
+        with (packages / "ntk_helpers" / "book" / "claims.py").open("a") as source:
             source.write(change)
         status, printed = make("site", folder, PYTHONPATH=str(packages))
         assert status == 0, printed
@@ -405,9 +405,9 @@ def test_buttons_where_the_repository_is_known(tiny_book):
 
 
 CELL = "```{code-cell} ipython3\n%s\n```\n"
-CLAIM = """from ntk_helpers.claims import claim
+CLAIM = """from ntk_helpers.book.claims import claim
 
-claim("answer", "The answer.", 42.0, (0, 1), source="nobody")"""
+claim("answer", "The answer.", 42.0, (0, 1), kind="threshold", source="nobody")"""
 PLOT = """import matplotlib.pyplot as plt
 
 plt.plot([0, 1]);"""

@@ -15,7 +15,18 @@ mpl.use("agg")
 
 import matplotlib.pyplot as plt
 
-from ntk_helpers.plotting import KERNEL, LINEARIZED, NETWORK, PALETTE, band, fit_power_law, use_style
+from ntk_helpers.book.plotting import (
+    KERNEL,
+    LINEARIZED,
+    NETWORK,
+    PALETTE,
+    band,
+    fit_power_law,
+    legend_above,
+    log_log,
+    pi_ticks,
+    use_style,
+)
 
 
 def test_power_law_is_recovered_exactly():
@@ -62,7 +73,7 @@ def test_band_draws_the_median_and_quantiles():
 
 def shown(drawing):
     """What a notebook shows of a figure, by type, where the style applies."""
-    source = "import matplotlib.pyplot as plt\nimport torch\nfrom ntk_helpers.plotting import band, use_style\n"
+    source = "import matplotlib.pyplot as plt\nimport torch\nfrom ntk_helpers.book.plotting import band, use_style\n"
     source += f"use_style()\nfig, ax = plt.subplots()\n{drawing};"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     (output,) = NotebookClient(notebook).execute().cells[0].outputs
@@ -112,3 +123,29 @@ def test_colour_is_never_the_only_difference():
         assert len({str(line._dash_pattern) for line in lines}) == len(PALETTE)
         assert len({line.get_color() for line in lines}) == len(PALETTE)
     plt.close("all")
+
+
+def test_ticks_of_logarithmic_axes_are_those_asked_for():
+    _, ax = plt.subplots()
+    ax.plot([1, 4000], [0.01, 1])
+    log_log(ax, xticks=[10, 2048], yticks=[0.05, 1], xlabel="width")
+    assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "width")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["10", "2,048"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0.05", "1"]
+    assert not len(ax.get_xticks(minor=True))
+
+
+def test_ticks_at_multiples_of_pi():
+    _, ax = plt.subplots()
+    pi_ticks(ax, (-2, -1 / 2, 0, 1 / 3, 1, 3 / 2))
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["−2π", "−π/2", "0", "π/3", "π", "3π/2"]
+    np.testing.assert_allclose(ax.get_xticks(), np.pi * np.array([-2, -1 / 2, 0, 1 / 3, 1, 3 / 2]))
+
+
+def test_one_legend_for_all_panels():
+    figure, axes = plt.subplots(1, 2)
+    for ax in axes:
+        ax.plot([0, 1], label="line")
+    legend_above(axes[0])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["line"]

@@ -20,7 +20,7 @@ from plain_notebooks import colab_address
 from site_archive import NAME as ARCHIVE
 
 import ntk_helpers
-from ntk_helpers.claims import measured_text, recorded_claims
+from ntk_helpers.book.claims import measured_text, recorded_claims
 
 CHAPTER = chapters()[0]
 CHAPTER_PAGE = f"{CHAPTER.docname}.html"

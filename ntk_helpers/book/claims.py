@@ -11,6 +11,14 @@ import re
 from IPython.display import display
 
 CLAIM_KEY = "claim"  # in the metadata of the output that shows it
+KINDS = {
+    "identity": "true by algebra, up to rounding",
+    "theorem": "a bound or limit from a paper, or from a proof in this book",
+    "law": "a measured exponent or ratio against a predicted one",
+    "reproduction": "a number or figure of a paper or report, measured again",
+    "threshold": "a judgement of ours, said to be one",
+}
+MOST_WORDS = 15  # of a source: what is longer is an argument, and stands in the text
 
 
 class ClaimError(AssertionError):
@@ -32,7 +40,7 @@ def glue(name, value):
     )
 
 
-def claim(name, statement, measured, expected, *, source, tolerance=None, interval=None):
+def claim(name, statement, measured, expected, *, kind, source, tolerance=None, interval=None):
     """State a quantitative claim, show it as one line, record it, and stop the chapter where it does not hold.
 
     Parameters
@@ -43,11 +51,13 @@ def claim(name, statement, measured, expected, *, source, tolerance=None, interv
         One sentence.
     measured : float
     expected : float or (float, float)
-        A value, with its `tolerance`, or a closed range; an end may be infinite.
+        A value, with its `tolerance`, or a closed range; one end may be infinite, but "at least 0" says nothing.
+    kind : str
+        One of `KINDS`: "identity", "theorem", "law", "reproduction" or "threshold".
     source : str
-        Where the expectation comes from: paper and equation, or how it was computed.
+        The paper and equation where the expectation comes from, or one reason: at most 15 words.
     tolerance : float, optional
-        Absolute; given exactly where `expected` is a value.
+        Absolute and finite; given exactly where `expected` is a value.
     interval : (float, float), optional
         Confidence interval of the measured value, for the record; glued as ``name_low`` and ``name_high``.
 
@@ -56,20 +66,26 @@ def claim(name, statement, measured, expected, *, source, tolerance=None, interv
     ClaimError
         Where the measured value is outside the range or not finite. The line is shown first.
     ValueError
-        For a name with other characters, a range that is none, a tolerance that is missing or too many.
+        For a name with other characters, an unknown kind, a source that is too long, a range that is reversed or says
+        nothing, a tolerance that is missing or too many, an interval that is none.
     """
     if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
         raise ValueError(f"name: expected letters, digits, _, . and - alone, got {name!r}")
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    if (words := len(source.split())) > MOST_WORDS:
+        raise ValueError(f"source: expected at most {MOST_WORDS} words, got {words}: {source!r}")
     measured = float(measured)
     low, high = _range(expected, tolerance)
     record = {
         "name": name,
         "statement": statement,
         "measured": measured,
-        "interval": None if interval is None else [float(end) for end in interval],
+        "interval": None if interval is None else list(_ends("interval", interval)),
         "expected": _describe(expected, tolerance),
+        "kind": kind,
         "source": source,
-        "holds": math.isfinite(measured) and bool(low <= measured <= high),
+        "holds": math.isfinite(measured) and low <= measured <= high,
     }
     display({"text/plain": _line(record), "text/html": _html_line(record)}, metadata={CLAIM_KEY: record}, raw=True)
     if not record["holds"]:
@@ -101,14 +117,21 @@ def measured_text(record):
 
 def _range(expected, tolerance):
     if not isinstance(expected, tuple | list):
-        if tolerance is None:
-            raise ValueError(f"tolerance: expected a number, as expected={expected} is a value, got None")
-        return float(expected - tolerance), float(expected + tolerance)
+        if tolerance is None or not 0 <= tolerance < math.inf:
+            raise ValueError(f"tolerance: expected a finite number, as expected={expected} is a value, got {tolerance}")
+        return _ends("expected", (expected - tolerance, expected + tolerance))
     if tolerance is not None:
         raise ValueError(f"tolerance: expected None, as expected={expected} is a range, got {tolerance}")
-    low, high = map(float, expected)
+    low, high = _ends("expected", expected)
+    if high == math.inf and low in (-math.inf, 0):
+        raise ValueError(f"expected: expected a range that a value could miss, got {expected}")
+    return low, high
+
+
+def _ends(name, pair):
+    low, high = map(float, pair)
     if not low <= high:
-        raise ValueError(f"expected: expected a range (low, high), got {expected}")
+        raise ValueError(f"{name}: expected a range (low, high), got {pair}")
     return low, high
 
 
@@ -130,16 +153,17 @@ def _number(value, spec=".3g"):
 def _line(record):
     verdict = "Claim holds" if record["holds"] else f"Claim {record['name']!r} does not hold"
     return (
-        f"{verdict}: {record['statement']} Measured {measured_text(record)}, "
+        f"{verdict} ({record['kind']}): {record['statement']} Measured {measured_text(record)}, "
         f"expected {record['expected']} ({record['source']})."
     )
 
 
 def _html_line(record):
     mark = "✓" if record["holds"] else "✗"
-    text = {key: html.escape(str(record[key])) for key in ("name", "statement", "expected", "source")}
+    text = {key: html.escape(str(record[key])) for key in ("name", "statement", "expected", "kind", "source")}
     return (
-        f'<p class="claim" id="claim-{text["name"]}"><strong>{mark} Claim.</strong> {text["statement"]} '
+        f'<p class="claim" id="claim-{text["name"]}"><strong>{mark} Claim</strong> '
+        f'<span class="claim-kind" title="{KINDS[record["kind"]]}">{text["kind"]}</span> {text["statement"]} '
         f"<strong>Measured {html.escape(measured_text(record))}</strong>, expected {text['expected']} "
         f"<em>({text['source']})</em>.</p>"
     )

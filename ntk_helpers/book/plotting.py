@@ -3,6 +3,7 @@
 import zlib
 from binascii import b2a_base64
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import seaborn as sns
@@ -70,6 +71,33 @@ def band(ax, x, samples, *, quantiles=(0.1, 0.9), label=None, **style):
     low, high = np.quantile(samples, quantiles, axis=0)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     return line
+
+
+def log_log(ax, *, xticks=None, yticks=None, **labels):
+    """Give a panel logarithmic axes, with ticks only where they are asked for; `labels` go to ``ax.set``."""
+    ax.set(xscale="log", yscale="log", **labels)
+    for axis, ticks in ((ax.xaxis, xticks), (ax.yaxis, yticks)):
+        if ticks is not None:
+            axis.set_ticks(ticks, [f"{tick:,g}" for tick in ticks])
+            axis.set_ticks([], minor=True)
+
+
+def pi_ticks(ax, multiples=(-1, 0, 1)):
+    """Put ticks on the x axis at multiples of π, written as such: "−π", "π/2", "2π"."""
+    fractions = [Fraction(multiple).limit_denominator(64) for multiple in multiples]
+    ax.set_xticks([np.pi * float(fraction) for fraction in fractions], map(_times_pi, fractions))
+
+
+def _times_pi(fraction):
+    if not fraction:
+        return "0"
+    sign, size = "\N{MINUS SIGN}" if fraction < 0 else "", abs(fraction.numerator)
+    return f"{sign}{size if size > 1 else ''}π" + (f"/{fraction.denominator}" if fraction.denominator > 1 else "")
+
+
+def legend_above(ax, ncols=3):
+    """One legend for a whole figure, above its panels: what is labelled in one of them."""
+    return ax.figure.legend(*ax.get_legend_handles_labels(), ncols=ncols, loc="outside upper center")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,24 @@
+// One switch unfolds the code of all cells, on all pages, and the choice is remembered.
+const ALL_CODE = "all-code"
+
+function showAllCode(open) {
+  document.querySelectorAll("details.hide").forEach(details => { details.open = open })
+  document.querySelectorAll(".btn-all-code-button").forEach(button => button.setAttribute("aria-pressed", open))
+}
+
+function toggleAllCode() {
+  const open = localStorage.getItem(ALL_CODE) !== "true"
+  localStorage.setItem(ALL_CODE, open)
+  showAllCode(open)
+}
+
+// What is linked to, such as a claim, may be folded away.
+function unfoldTarget() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)))
+  for (let fold = target?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true
+  target?.scrollIntoView()
+}
+
+if (localStorage.getItem(ALL_CODE) === "true") showAllCode(true)
+if (location.hash) unfoldTarget()
+addEventListener("hashchange", unfoldTarget)
