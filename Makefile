@@ -30,7 +30,7 @@ chapters: $(READY) ## execute every chapter that has changed, by nbmake
 
 site: $(READY) ## render the site
 	@rm -rf "$(BOOK)/_build/html"
-	$(BIN)/jupyter-book build "$(BOOK)" -q -W -n --keep-going --all
+	$(BIN)/jupyter-book build "$(BOOK)" -W -n --keep-going --all
 	@echo "The book is at $(BOOK)/_build/html/index.html"
 
 pdf: book ## print the whole book to one file: _build/kernel-regimes.pdf (needs Chromium)

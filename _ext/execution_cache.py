@@ -29,12 +29,10 @@ def cache_folder(book):
 
 
 class Executed(NamedTuple):
-    """A chapter with the outputs of its present state, and what they took: seconds; bytes and cores, where measured."""
+    """A chapter with the outputs of its present state, and the seconds that they took."""
 
     notebook: NotebookNode
     seconds: float
-    peak_memory: int | None
-    cores: int | None
 
     @property
     def run_time(self):
@@ -51,8 +49,7 @@ def executed_notebook(book, chapter):
         record, notebook = cache.merge_match_into_notebook(jupytext.read(chapter))
     except KeyError:
         return None
-    took = cache.get_cache_record(record).data
-    return Executed(notebook, took["execution_seconds"], took.get("peak_memory"), took.get("cores"))
+    return Executed(notebook, cache.get_cache_record(record).data["execution_seconds"])
 
 
 def executed_page(app, docname):

@@ -13,10 +13,6 @@ NO_STOPS = """if (window.MathJax) MathJax.startup = {
 }"""
 
 
-def _use_local(app, config):
-    config.mathjax_path = f"mathjax/{BUNDLE}"
-
-
 def _copy(app):
     if app.builder.format != "html":
         return
@@ -27,7 +23,6 @@ def _copy(app):
 
 
 def setup(app):
-    app.connect("config-inited", _use_local)
     app.connect("builder-inited", _copy)
     app.add_js_file(None, body=NO_STOPS, priority=600)  # after Sphinx's settings
     return {"parallel_read_safe": True}

@@ -1,7 +1,13 @@
-"""What the foot of a page says: how long its chapter took, when it was changed last, and how to cite it."""
+"""What a page says of itself: how long its chapter took, when it was changed last, and how to cite it.
 
-from execution_cache import executed_page
+The run time stands at the foot, and in the text by the role ``{run-time}``, whose own text stands there until the
+chapter has been executed.
+"""
+
+from docutils import nodes
+from execution_cache import executed_notebook, executed_page
 from repository import commit
+from sphinx.util.docutils import SphinxRole
 
 BIBTEX = """@incollection{{{key},
   author    = {{{{{author}}}}},
@@ -25,6 +31,12 @@ def citation(app, pagename, title):
     )
 
 
+class RunTimeRole(SphinxRole):
+    def run(self):
+        executed = executed_notebook(self.env.srcdir, self.env.doc2path(self.env.docname))
+        return [nodes.Text(executed.run_time if executed else self.text)], []
+
+
 def _add_facts(app, pagename, templatename, context, doctree):
     if doctree is None:  # the search page, the index
         return
@@ -33,5 +45,6 @@ def _add_facts(app, pagename, templatename, context, doctree):
 
 
 def setup(app):
+    app.add_role("run-time", RunTimeRole())
     app.connect("html-page-context", _add_facts)
     return {"parallel_read_safe": True}

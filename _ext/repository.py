@@ -22,11 +22,8 @@ def find_repository(folder, environment=os.environ):
             if not OWNER_NAME.fullmatch(value):
                 raise ConfigError(f"{variable}: expected owner/name, got {value!r}")
             return value
-    git = subprocess.run(
-        ["git", "-C", str(folder), "remote", "get-url", "origin"], capture_output=True, text=True, check=False
-    )
-    remote = GITHUB_REMOTE.fullmatch(git.stdout.strip())
-    return remote.group(1) if remote else None
+    remote = GITHUB_REMOTE.fullmatch(_git(folder, "remote", "get-url", "origin"))
+    return remote and remote[1]
 
 
 def site_address(repository, environment=os.environ):
@@ -46,8 +43,12 @@ def site_address(repository, environment=os.environ):
 @cache
 def commit(folder):
     """The commit that a folder is at; None without git."""
-    git = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return git.stdout.strip() if git.returncode == 0 else None
+    return _git(folder, "rev-parse", "--verify", "HEAD") or None
+
+
+def _git(folder, *arguments):
+    """What git prints in a folder; nothing where it fails."""
+    return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _set_buttons(app, config):

@@ -4,7 +4,6 @@ import zipfile
 from pathlib import Path
 
 NAME = "kernel-regimes.zip"
-EPOCH = (1980, 1, 1, 0, 0, 0)  # one date for all files, so that the same site gives the same archive
 
 
 def _add_button(app, pagename, templatename, context, doctree):
@@ -29,7 +28,8 @@ def _pack(app, exception):
     with zipfile.ZipFile(site / NAME, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in files:
             name = Path(NAME).stem + "/" + path.relative_to(site).as_posix()
-            archive.writestr(zipfile.ZipInfo(name, EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
+            # All of one date, 1980, so that the same site gives the same archive.
+            archive.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def setup(app):

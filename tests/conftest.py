@@ -1,3 +1,4 @@
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +8,13 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "_ext")]
+
+
+@pytest.fixture
+def ctrl_c():
+    """For tests of an interruption."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        pytest.skip("SIGINT is ignored, as in a job in the background of a script: Ctrl-C cannot be tested")
 
 
 @pytest.fixture

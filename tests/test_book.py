@@ -4,9 +4,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import psutil
 import pytest
+from chapters import pages
 from conftest import ROOT
 from execution_cache import executed_notebook
 from labels import labels
@@ -50,6 +52,7 @@ sphinx:
 """
 TOC = "format: jb-book\nroot: book/intro\nparts:\n  - numbered: true\n    chapters:\n      - file: book/chapter\n"
 BIBLIOGRAPHY = "@book{someone, author = {Some One}, title = {A Book}, publisher = {A House}, year = {2001}}\n"
+CACHED = "chapter.md: Using cached notebook"
 INTRO = "# A tiny book\n\n```{bibliography}\n```\n"
 
 
@@ -100,8 +103,8 @@ def test_a_good_book(tiny_book):
     assert status == 0, printed
     assert f"The book is at {folder}/_build/html/index.html" in printed
     assert (folder / "_build/html/index.html").exists()
-    assert re.search(r"book/chapter: \d+\.\d s, \d+ MiB\n", printed)
-    assert "outputs from the cache" in printed
+    assert re.search(r"book/chapter: \d+\.\d s\n", printed)
+    assert CACHED in printed
     html = page(folder)
     assert "42.0" in html
     assert "One [2001]" in re.sub("<.*?>", "", html)
@@ -119,12 +122,10 @@ def test_the_run_that_was_tested_is_the_run_that_is_read(tiny_book):
     executed = executed_notebook(folder, folder / "book/chapter.md")
     (output,) = (out for cell in executed.notebook.cells for out in cell.get("outputs", []) if "text" in out)
     assert output["text"] == f"executed at {executed_at(folder)}\n"
-    assert executed.peak_memory > 50 * 2**20
-    assert executed.cores >= 1
     assert "0 chapters have been executed as they are, 1 are to be" in printed[0]
     assert "1 chapters have been executed as they are, 0 are to be" in printed[1]
-    assert "outputs from the cache" in printed[2]
-    assert f"{executed.run_time}" in page(folder)
+    assert CACHED in printed[2]
+    assert f"Executed in {executed.run_time}" in page(folder)
 
 
 def test_a_chapter_that_fails_does_not_keep_others_from_being_executed(tiny_book):
@@ -135,12 +136,26 @@ def test_a_chapter_that_fails_does_not_keep_others_from_being_executed(tiny_book
     (folder / "book/dead.md").write_text(HEADER + "\n" + CELL % "import os" + CELL % "os._exit(137)", encoding="utf-8")
     status, printed = make("book", folder)
     assert status != 0
-    line = HEADER.count("\n") + 3
+    line = HEADER.count("\n") + 2
     assert f"{folder}/book/chapter.md:{line}: the cell fails: ZeroDivisionError: division by zero" in printed
     assert f"{folder}/book/dead.md:{line + 3}: the cell fails: Kernel died" in printed
     assert not (folder / "_build/html").exists()
     assert executed_notebook(folder, folder / "book/chapter.md") is None
     assert executed_notebook(folder, folder / "book/other.md") is not None
+
+
+PATIENT = """import sys
+from pathlib import Path
+
+from execute_chapters import execute
+
+execute(Path(sys.argv[1]), every=0.2)"""
+
+
+def test_chapters_that_take_long_are_told_of(tiny_book):
+    folder = tiny_book(HEADER + "\n" + CELL % "1" + CELL % "import time\n\ntime.sleep(2)")
+    run = subprocess.run([sys.executable, "-c", PATIENT, folder], cwd=ROOT / "tools", stdout=subprocess.PIPE, text=True)
+    assert re.search(r"^running: book/chapter for \d+ s \(cell 3 of 3\)$", run.stdout, re.M), run.stdout
 
 
 CHANGE = """from pathlib import Path
@@ -185,7 +200,7 @@ def test_nothing_runs_on_after_an_interruption(tiny_book):
     (folder / "_toc.yml").write_text(TOC + "      - file: book/other\n", encoding="utf-8")
     status, printed = make("chapters", folder, LOKY_MAX_CPU_COUNT="1")  # one at a time
     assert status != 0
-    assert "terminated" in printed
+    assert "interrupted: what was running has been ended" in printed
     kernel = int(paths[0].with_suffix(".pid").read_text())
     assert not [p for p in psutil.process_iter() if p.pid == kernel and p.status() != psutil.STATUS_ZOMBIE]
     assert not paths[1].with_suffix(".pid").exists()
@@ -311,6 +326,40 @@ def test_plain_notebooks_say_the_numbers_and_places_of_the_site(tiny_book):
             assert f"(https://owner.github.io/name/{label.path})" in notebook, label
 
 
+NESTED = """format: jb-book
+root: book/intro
+parts:
+  - numbered: true
+    chapters:
+      - file: book/first
+        sections: [{file: book/below}, {file: book/further}]
+      - file: book/second
+  - chapters: [{file: book/apart}]
+  - numbered: true
+    chapters: [{file: book/third}]
+"""
+
+
+def test_pages_are_those_of_the_site_and_numbered_as_there(tiny_book):
+    """What is numbered on a page that goes deeper counts on from its chapter."""
+    folder = tiny_book(HEADER)
+    for name in re.findall(r"book/(\w+)", NESTED)[1:]:
+        (folder / f"book/{name}.md").write_text(f"# Page {name}\n\n$$ x $$ ({name})\n", encoding="utf-8")
+    (folder / "_toc.yml").write_text(NESTED, encoding="utf-8")
+    status, printed = make("site", folder)
+    assert status == 0, printed
+    found = pages(folder)
+    assert [p.docname for p in found] == re.findall(r"book/\w+", NESTED)
+    assert {p.docname: p.parent for p in found if p.parent} == {f"book/{n}": "book/first" for n in ("below", "further")}
+    for one in found[1:]:
+        html = page(folder, one.docname.removeprefix("book/"))
+        equation, title = (re.findall(tag, html)[-1] for tag in (r'class="eqno">\(([\d.]+)\)', r"<h1>(.*)</h1>"))
+        number = re.sub("<[^>]*>", "", title).partition("Page")[0].rstrip(". ")
+        assert equation.rpartition(".")[0] == str(one.number or "")
+        assert number.split(".")[0] == str(one.number or "")
+        assert ("." in number) == bool(one.parent)
+
+
 def test_outputs_are_reused_until_the_package_changes(tiny_book, tmp_path_factory):
     folder, packages = tiny_book(GOOD), tmp_path_factory.mktemp("packages")
     shutil.copytree(ROOT / "ntk_helpers", packages / "ntk_helpers")
@@ -322,7 +371,7 @@ def test_outputs_are_reused_until_the_package_changes(tiny_book, tmp_path_factor
         status, printed = make("site", folder, PYTHONPATH=str(packages))
         assert status == 0, printed
         times.append(executed_at(folder))
-        assert ("outputs from the cache" in printed) == (len(times) == 2)
+        assert (CACHED in printed) == (len(times) == 2)
     assert times[0] == times[1] != times[2]
 
 

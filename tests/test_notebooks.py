@@ -53,7 +53,7 @@ def convert(tmp_path, text, executed=None, **published):
 def executed(name, text):
     metadata = {"scrapbook": {"name": name, "mime_prefix": "prefix/"}}
     output = nbformat.v4.new_output("display_data", data={"prefix/text/plain": text}, metadata=metadata)
-    return Executed(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])]), 12.3, 2**20, 2)
+    return Executed(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])]), 12.3)
 
 
 @pytest.fixture(autouse=True)

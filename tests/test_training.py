@@ -611,7 +611,7 @@ def test_recorded_numbers_keep_their_precision(data):
     torch.testing.assert_close(record["loss"], record.loss[[0, 5]], rtol=1e-15, atol=0)
 
 
-def test_interruption_after_the_last_step_is_none(data):
+def test_interruption_after_the_last_step_is_none(data, ctrl_c):
     x, y = data
 
     class Net(MLP):
@@ -629,7 +629,7 @@ def test_interruption_after_the_last_step_is_none(data):
 
 
 @pytest.mark.parametrize("model", [lambda: MLP(3, 8, 1, seed=0), lambda: MLP(3, 8, 1, 1, seed=0, activation=nn.Tanh())])
-def test_interrupted_run_returns_its_record(data, model):
+def test_interrupted_run_returns_its_record(data, model, ctrl_c):
     x, y = data[0], data[1][:, :1]
     handler, net = signal.getsignal(signal.SIGINT), model()
 
@@ -652,7 +652,7 @@ def test_interrupted_run_returns_its_record(data, model):
     torch.testing.assert_close(list(again.parameters()), list(net.parameters()))
 
 
-def test_second_interruption_stops_at_once(data):
+def test_second_interruption_stops_at_once(data, ctrl_c):
     x, y = data
 
     def observe(net):

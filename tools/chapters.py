@@ -1,11 +1,14 @@
 """The book's chapters: where they are, and their notebooks."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import jupytext
 import yaml
+from jupytext.myst import myst_to_notebook
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "_ext"))
 from execution_cache import executed_notebook
@@ -15,11 +18,16 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Chapter:
-    """One page of the book; `number` is its number in the table of contents, None where it has none."""
+    """One page of the book.
+
+    `number` is its number in the table of contents, None where it has none; a page that goes deeper has that of its
+    chapter, whose docname is its `parent`.
+    """
 
     book: Path
     docname: str
     number: int | None
+    parent: str | None = None
 
     @property
     def path(self):
@@ -42,6 +50,11 @@ class Chapter:
             yield text.count("\n", 0, position) + 1
             position += len(cell.source)
 
+    def lines(self):
+        """The lines of the file on which its cells begin."""
+        text = self.path.read_text(encoding="utf-8")
+        return myst_to_notebook(text, add_source_map=True).metadata["source_map"]
+
 
 def is_notebook(path):
     """Whether a Markdown file is a notebook: its header names a kernel."""
@@ -51,17 +64,20 @@ def is_notebook(path):
 
 def pages(book=ROOT):
     """All pages in the order of ``_toc.yml``, numbered as the site numbers them: on through all numbered parts."""
-    toc, found, number = yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8")), [], 0
-    if unknown := set(toc) - {"format", "root", "parts"}:
-        raise ValueError(f"_toc.yml: expected format, root and parts, got {sorted(unknown)}")
-    found.append(Chapter(book, toc["root"], None))
-    for part in toc.get("parts", []):
-        for page in part["chapters"]:
-            if set(page) != {"file"}:
-                raise ValueError(f"_toc.yml: expected chapters of one file each, got {page}")
-            number += bool(part.get("numbered", False))
-            found.append(Chapter(book, page["file"], number if part.get("numbered", False) else None))
+    toc, numbers = parse_toc_yaml(book / "_toc.yml"), count(1)
+    found = [Chapter(book, toc.root.docname, None)]
+    for part in toc.root.subtrees:
+        for docname in part.files():
+            number = next(numbers) if part.numbered else None
+            found += _with_deeper(toc, Chapter(book, docname, number))
     return found
+
+
+def _with_deeper(toc, page):
+    """A page, and then the pages nested below it."""
+    yield page
+    for docname in toc[page.docname].child_files():
+        yield from _with_deeper(toc, replace(page, docname=docname, parent=page.docname))
 
 
 def chapters(book=ROOT):

@@ -3,84 +3,125 @@
 The outputs go into the cache that the site is rendered from, so that the run that was tested is the run that is read.
 """
 
+import os
+import signal
 import sys
 import time
-from concurrent.futures import as_completed
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
 
 import joblib
+import nbformat
 import psutil
+import pytest
 from chapters import ROOT, chapters
 from execution_cache import cache_folder
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
-from nbmake_run import run_notebook, side_by_side
+from nbmake_worker import LIMIT, cell_file
 
 MEMORY = 3 * 2**30  # bytes that must be free for each chapter that runs beside another
 CORES = joblib.cpu_count()
+OPTIONS = ["--disable-plugin-autoload", "-p", "xdist", "-p", "nbmake", "-p", "nbmake_worker", "-p", "no:cacheprovider"]
+OPTIONS += ["--nbmake", "--overwrite", f"--nbmake-timeout={LIMIT}", "--maxschedchunk=1", "-qq", "--no-summary"]
+# On one thread, a chapter's numbers are the same to the last digit whatever runs beside it.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
-def places(count):
-    """How many of `count` chapters run at once: one for each core, where memory allows."""
-    return max(1, min(count, CORES, psutil.virtual_memory().available // MEMORY))
+class Run:
+    """A chapter as it is now, and its run in a folder of its own: outputs belong to what ran, whatever is edited."""
+
+    def __init__(self, chapter, folder):
+        self.chapter, self.lines, self.since = chapter, chapter.lines(), None
+        self.file = folder / f"{chapter.path.stem}.ipynb"
+        folder.mkdir()
+        nbformat.write(chapter.read(), self.file)
+
+    @property
+    def cell(self):
+        """The number of the present cell, from 0; before the first, that of the first."""
+        with suppress(FileNotFoundError, ValueError):  # it is being written
+            return int(cell_file(self.file).read_text())
+        return 0
+
+    def progress(self):
+        took = time.perf_counter() - self.since
+        return f"{self.chapter.docname} for {took:.0f} s (cell {self.cell + 1} of {len(self.lines)})"
+
+    def failure(self, trouble):
+        """Where the chapter failed, and how: its own line, not the notebook's."""
+        return f"{self.chapter.path}:{self.lines[self.cell]}: the cell fails: {trouble}"
+
+    def keep_outputs(self, folder, seconds):
+        """Keep in a cache's folder what the run gave."""
+        notebook = nbformat.read(self.file, as_version=4)
+        for cell in notebook.cells:
+            cell.metadata.pop("execution", None)  # times: with them, it would not be known as the chapter's
+        bundle = CacheBundleIn(notebook, str(self.chapter.path), data={"execution_seconds": seconds})
+        get_cache(folder).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
-def limits(cores):
-    """Variables of a chapter that has some cores for itself: as many processes for its sweeps, and one thread.
+class Reporter:
+    """Hooks of pytest: as the runs go, they say so, and keep what comes of them."""
 
-    On one thread, its numbers are the same to the last digit whatever runs beside it.
-    """
-    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": str(cores), "TQDM_DISABLE": "1"}
+    def __init__(self, book, runs):
+        self.book, self.folder, self.runs, self.running = book, cache_folder(book), runs, {}
+
+    def say_progress(self, every):
+        while True:
+            time.sleep(every)
+            if running := list(self.running.values()):
+                print("running:", "; ".join(run.progress() for run in running), flush=True)
+
+    def pytest_runtest_logstart(self, nodeid):
+        run = self.running[nodeid] = self.runs[nodeid.split("/")[0]]
+        run.since = time.perf_counter()
+
+    def pytest_runtest_logreport(self, report):
+        if report.when in ("setup", "teardown"):
+            return
+        run = self.running.pop(report.nodeid)
+        if cache_folder(self.book) != self.folder:
+            pytest.exit("the package changed while chapters ran: what ran is not known; run them again", returncode=1)
+        if report.passed:
+            run.keep_outputs(self.folder, report.duration)
+            print(f"{run.chapter.docname}: {report.duration:.1f} s", flush=True)
+        else:
+            trouble = dict(report.user_properties).get("trouble", "the process that ran it ended")
+            print(report.longreprtext, run.failure(trouble), sep="\n", flush=True)
+
+    def pytest_report_teststatus(self):
+        return "", "", ""  # all is said
+
+    def pytest_keyboard_interrupt(self):
+        """End all that runs, kernels too."""
+        print("interrupted: what was running has been ended", flush=True)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
-def failure(path, run, lines):
-    """Where a chapter failed, and how: its own line, not the notebook's."""
-    cells = [c for c in zip(run.notebook.cells, lines, strict=True) if c[0].cell_type == "code" and c[0].source.strip()]
-    if not run.begun:
-        return f"{path}: the run failed"
-    cell, line = cells[run.begun - 1]
-    errors = [f"{out['ename']}: {out['evalue']}" for out in cell.outputs if out["output_type"] == "error"]
-    return f"{path}:{line}: the cell fails: {run.trouble or ' '.join(errors)}"
-
-
-def keep_outputs(folder, notebook, run, cores, uri):
-    """Keep in a cache's folder what a run of a notebook on some cores gave; `run` is as `run_notebook` gives it."""
-    for cell, ran in zip(notebook.cells, run.notebook.cells, strict=True):
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
-    notebook.metadata["language_info"] = run.notebook.metadata["language_info"]
-    took = {"execution_seconds": run.seconds, "peak_memory": run.peak_memory, "cores": cores}
-    bundle = CacheBundleIn(notebook, uri, data=took)
-    get_cache(folder).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
-
-
-def execute(book):
-    """Execute the chapters of a book that need it; return whether all passed."""
+def execute(book, every=60):
+    """Execute the chapters of a book that need it, and say every so many seconds how far; return whether all passed."""
     known = chapters(book)
     todo = [chapter for chapter in known if chapter.executed() is None]
     print(f"{len(known) - len(todo)} chapters have been executed as they are, {len(todo)} are to be", flush=True)
     if not todo:
         return True
-    # Read once: outputs belong to what ran, whatever is edited meanwhile.
-    # The last come first: they are the longest, and at the end no core waits for one.
-    folder, sources = cache_folder(book), [(c, c.read(), list(c.first_lines())) for c in reversed(todo)]
-    parts, passed, since = places(len(todo)), True, time.perf_counter()
-    cores = CORES // parts
-    with side_by_side(parts) as pool:
-        waiting = {pool.submit(run_notebook, s[1], s[0].path.stem, environment=limits(cores)): s for s in sources}
-        for future in as_completed(waiting):
-            (chapter, notebook, lines), run = waiting[future], future.result()
-            if cache_folder(book) != folder:
-                raise SystemExit("the package changed while chapters ran: what ran is not known; run them again")
-            if run.passed:
-                keep_outputs(folder, notebook, run, cores, str(chapter.path))
-                print(f"{chapter.docname}: {run.seconds:.1f} s, {run.peak_memory / 2**20:.0f} MiB", flush=True)
-            else:
-                passed = False
-                print(run.report, failure(chapter.path, run, lines), sep="\n", flush=True)
-    took = time.perf_counter() - since
-    print(f"{len(todo)} chapters in {took:.0f} s, {parts} at a time on {cores} of {CORES} cores each", flush=True)
-    return passed
+    since = time.perf_counter()
+    parts = max(1, min(len(todo), CORES, psutil.virtual_memory().available // MEMORY))
+    os.environ |= ENVIRONMENT | {"LOKY_MAX_CPU_COUNT": str(CORES // parts)}  # processes for its sweeps
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends all, as Ctrl-C does
+    with TemporaryDirectory() as folder:
+        # The last come first: they are the longest, and at the end no core waits for one.
+        runs = {f"{i:03}": Run(chapter, Path(folder) / f"{i:03}") for i, chapter in enumerate(reversed(todo))}
+        reporter = Reporter(book, runs)
+        Thread(target=reporter.say_progress, args=[every], daemon=True).start()
+        status = pytest.main([*OPTIONS, f"--numprocesses={parts}", f"--rootdir={folder}", folder], [reporter])
+    print(f"{len(todo)} chapters in {time.perf_counter() - since:.0f} s, {parts} at a time", flush=True)
+    return status == pytest.ExitCode.OK
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from chapters import ROOT
 from playwright.sync_api import sync_playwright
 
+PATIENCE = 300_000  # milliseconds that a busy machine has for anything a browser is asked to do
 SITE = ROOT / "_build" / "html"
 PICTURES = ROOT / "_build" / "screenshots"
 VIEWS = {"light": (1280, "light"), "dark": (1280, "dark"), "phone": (390, "light"), "phone-dark": (390, "dark")}
@@ -62,6 +63,21 @@ def find_chromium():
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+@contextmanager
+def opened():
+    """Headless Chromium, while the context lasts."""
+    if (executable := find_chromium()) is None:
+        raise SystemExit(NO_CHROMIUM)
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=executable, args=FLAGS, timeout=PATIENCE)
+
+
+def patient(tab):
+    """A tab, which then waits longer than by default."""
+    tab.set_default_timeout(PATIENCE)
+    return tab
+
+
 def html_pages():
     """The paths of the site's pages."""
     return sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if "_static" not in p.parts)
@@ -70,8 +86,8 @@ def html_pages():
 def open_page(browser, address, page, view):
     """Open one page in one view; return the tab and what is wrong with it."""
     width, scheme = VIEWS[view]
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
-    trouble = []
+    size, trouble = {"width": width, "height": 900}, []
+    tab = patient(browser.new_page(viewport=size, color_scheme=scheme, reduced_motion="reduce"))
     tab.add_init_script(WATCH_SHIFTS)
     tab.on("console", lambda m: m.type == "error" and trouble.append(f"console: {m.text} {m.location['url']}"))
     tab.on("pageerror", lambda error: trouble.append(f"error: {error}"))
@@ -87,13 +103,10 @@ def open_page(browser, address, page, view):
 
 
 def main():
-    if (executable := find_chromium()) is None:
-        raise SystemExit(NO_CHROMIUM)
     if not (SITE / "index.html").exists():
         raise SystemExit("the site has not been built: run make book")
     pages, found = html_pages(), 0
-    with sync_playwright() as playwright, served(SITE) as address:
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+    with opened() as browser, served(SITE) as address:
         for page in pages:
             for view in VIEWS:
                 tab, trouble = open_page(browser, address, page, view)

@@ -13,9 +13,8 @@ import matplotlib
 import yaml
 from bs4 import BeautifulSoup
 from chapters import ROOT
-from inspect_site import COUNTS, FLAGS, NO_CHROMIUM, SITE, find_chromium
+from inspect_site import COUNTS, SITE, opened, patient
 from join_pages import assemble
-from playwright.sync_api import sync_playwright
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import Fit
 
@@ -91,14 +90,11 @@ def add_outline(writer, contents, found):
 
 def main():
     config, toc = (yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for name in ("_config.yml", "_toc.yml"))
-    if (executable := find_chromium()) is None:
-        raise SystemExit(NO_CHROMIUM)
     book, contents = assemble(config, toc)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+    with opened() as browser:
         if int(browser.version.split(".")[0]) < OLDEST:
             raise SystemExit(f"expected Chromium {OLDEST} or newer, got {browser.version}")
-        pdf, found = print_book(browser.new_page(viewport=TEXT), book, contents)
+        pdf, found = print_book(patient(browser.new_page(viewport=TEXT)), book, contents)
     writer = PdfWriter(clone_from=BytesIO(pdf))
     writer.add_metadata({"/Title": config["title"], "/Author": config["author"]})
     writer.page_mode = "/UseOutlines"

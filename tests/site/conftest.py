@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from chapters import ROOT
-from inspect_site import FLAGS, NO_CHROMIUM, SITE, find_chromium, html_pages, served
-from playwright.sync_api import sync_playwright
+from inspect_site import NO_CHROMIUM, SITE, find_chromium, html_pages, opened, patient, served
 
 NO_SITE = "the site has not been built: run make book"
 
@@ -34,17 +33,16 @@ def address(site):
 
 @pytest.fixture(scope="session")
 def browser():
-    if (executable := find_chromium()) is None:
+    if find_chromium() is None:
         pytest.skip(NO_CHROMIUM)
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=executable, args=FLAGS)
+    with opened() as browser:
+        yield browser
 
 
 @pytest.fixture
 def tab(browser):
     with browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light") as context:
-        context.set_default_timeout(20_000)  # ms
-        yield context.new_page()
+        yield patient(context.new_page())
 
 
 @pytest.fixture(scope="session")
