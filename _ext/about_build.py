@@ -2,6 +2,7 @@
 
 import platform
 import re
+import sys
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from docutils import nodes
 from docutils.parsers.rst.directives import choice
 from repository import commit
 from sphinx.util.docutils import SphinxDirective
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from chapters import chapters
 
 PIN = re.compile(r"^([\w.-]+)==", re.M)
 NAME = re.compile(r"^[\w.-]+")
@@ -26,8 +30,6 @@ class AboutBuild(SphinxDirective):
 
 
 def _chapters(app, docname):
-    from chapters import chapters  # on the path once plain_notebooks is loaded
-
     from ntk_helpers.book.claims import recorded_claims  # imports torch, which few builds need
 
     yield ["chapter", "run time", "cores", "peak memory", "claims"]

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-from about_build import table
+from about_build import chapters, table
 from docutils import nodes
 from execution_cache import executed_page
 from glued_numbers import typeset
@@ -19,8 +19,6 @@ class scoreboard(nodes.General, nodes.Element):
 
 class Scoreboard(SphinxDirective):
     def run(self):
-        from chapters import chapters  # on the path once plain_notebooks is loaded
-
         return [self.section(chapter) for chapter in chapters(Path(self.env.srcdir))]
 
     def section(self, chapter):

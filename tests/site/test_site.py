@@ -14,8 +14,7 @@ from bs4 import BeautifulSoup
 from chapters import chapters
 from glued_numbers import typeset
 from inspect_site import open_page
-from make_notebooks import notebook_path
-from plain_notebooks import colab_address
+from plain_notebooks import colab_address, notebook_path
 from site_archive import NAME as ARCHIVE
 
 import ntk_helpers
