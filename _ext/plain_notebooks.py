@@ -36,6 +36,7 @@ import sys
 
 if "google.colab" in sys.modules:
     %pip install --quiet --no-deps {source}"""
+COLAB = "https://colab.research.google.com/github"
 FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # in Jupyter, and in Colab
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -272,11 +273,6 @@ def notebook_path(docname):
     return Path(docname).relative_to("book").with_suffix(".ipynb").as_posix()
 
 
-def colab_address(repository, docname):
-    """Where Colab opens the published notebook of a chapter."""
-    return f"https://colab.research.google.com/github/{repository}/blob/gh-pages/notebooks/{notebook_path(docname)}"
-
-
 def _refuse_macros(app, config):
     if macros := (getattr(config, "mathjax3_config", None) or {}).get("tex", {}).get("macros"):
         raise ConfigError(f"mathjax3_config: expected no macros, which notebooks do not know, got {sorted(macros)}")
@@ -301,7 +297,7 @@ def _add_buttons(app, pagename, templatename, context, doctree):
     url, tip = context["pathto"](f"notebooks/{notebook_path(pagename)}", 1), "Download this chapter as a notebook"
     downloads.insert(0, _button("download-notebook-button", "code", ".ipynb", tip, url))
     if repository := find_repository(app.srcdir):
-        url = colab_address(repository, pagename)
+        url = f"{COLAB}/{repository}/blob/gh-pages/notebooks/{notebook_path(pagename)}"  # where the site is published
         buttons.insert(0, _button("colab-button", "rocket", "Colab", "Run this chapter in Colab", url))
 
 
