@@ -45,8 +45,9 @@ lab: $(READY) ## open the chapters in JupyterLab
 inspect: $(READY) ## open every page of the built site in Chromium and take pictures
 	$(BIN)/python tools/inspect_site.py
 
-notebooks: $(READY) ## turn every chapter into a plain notebook in notebooks/
-	$(BIN)/python tools/make_notebooks.py
+notebooks: book ## write every chapter as a plain notebook to notebooks/, as the site offers it
+	rm -rf notebooks
+	cp -R "$(BOOK)/_build/html/notebooks" notebooks
 
 test: $(READY) ## run the unit tests and every chapter
 	$(PYTEST) tests --ignore tests/site
@@ -55,7 +56,7 @@ test: $(READY) ## run the unit tests and every chapter
 test-site: $(READY) ## test the built site in Chromium, and the printed book
 	$(PYTEST) tests/site
 
-colab: $(READY) ## run every notebook as in Colab: newest releases, the package from git
+colab: notebooks ## run every notebook as in Colab: newest releases, the package from git
 	$(BIN)/python tools/try_in_colab.py
 
 lint: $(READY) ## check format and style of the package, tests, tools and chapters

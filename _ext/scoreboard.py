@@ -1,6 +1,7 @@
 """The directive ``{scoreboard}``: every claim of the book as the present outputs record them, counted and listed."""
 
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
@@ -11,6 +12,9 @@ from execution_cache import executed_page
 from glued_numbers import typeset
 from sphinx.util.docutils import SphinxDirective
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from chapters import chapters
+
 TITLE = re.compile(r"^# (.+)$", re.M)
 
 
@@ -20,8 +24,6 @@ class scoreboard(nodes.General, nodes.Element):
 
 class Scoreboard(SphinxDirective):
     def run(self):
-        from chapters import chapters  # on the path once plain_notebooks is loaded
-
         known = chapters(Path(self.env.srcdir))
         counts = scoreboard(of=[chapter.docname for chapter in known])
         return [counts, *(self.section(chapter) for chapter in known)]

@@ -42,14 +42,6 @@ class Chapter:
         """The notebook with the outputs of its present state, and what they took; None if not executed."""
         return executed_notebook(self.book, self.path)
 
-    def first_lines(self):
-        """The line of the file on which each cell's text begins."""
-        text, position = self.path.read_text(encoding="utf-8"), 0
-        for cell in self.read().cells:
-            position = max(position, text.find(cell.source, position))  # not found: it is read with other white space
-            yield text.count("\n", 0, position) + 1
-            position += len(cell.source)
-
     def lines(self):
         """The lines of the file on which its cells begin."""
         text = self.path.read_text(encoding="utf-8")

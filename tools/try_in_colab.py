@@ -1,53 +1,51 @@
 """Run every plain notebook as a stranger does in Colab: newest releases, an empty folder, the package from git.
 
 The environment is made anew in ``_build/colab``, of what Colab comes with (torch alone as we pin it) and what runs
-notebooks. Its Python pretends to be Colab's, so that a notebook's first cell installs the package: from the present
-commit of this repository, for that notebook alone.
+notebooks. The notebooks' first cell, run once where Python pretends to be Colab's, installs the package into it, from
+the present commit of this repository.
 """
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import venv
-from dataclasses import replace
 from pathlib import Path
 
-from chapters import ROOT, chapters
-from execute_chapters import CORES, limits, places
-from make_notebooks import Book, Converter
-from nbformat.v4 import new_notebook
-from nbmake_run import run_notebook, seconds_between_cells, side_by_side
+import nbformat
+from chapters import ROOT
+from nbformat.v4 import new_code_cell, new_notebook
+from plain_notebooks import INSTALL, KERNEL
 from repository import commit
 
-FOLDER = ROOT / "_build" / "colab"
+FOLDER, NOTEBOOKS = ROOT / "_build" / "colab", ROOT / "notebooks"
+PYTHON = FOLDER / "bin" / "python"
 COLAB_HAS = ["numpy", "scipy", "matplotlib", "seaborn", "pandas", "scikit-learn", "ipython", "ipykernel"]
 COLAB_HAS += ["cloudpickle", "joblib", "tqdm", "pillow", "requests", "sympy", "networkx"]
-PRETENCE = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+RUNNERS = ["nbmake", "pytest-xdist"]
+PRETENCE = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')"
 INSTALL_TIME = 30  # seconds, at most
+CELL_TIMEOUT = 600  # seconds
 PACKAGE = ("ntk_helpers", "pyproject.toml")
+# One process for each core, each with one thread and no more processes.
+ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1"}
 
 
 def make_environment():
-    """A fresh environment with what Colab has; return its Python."""
+    """A fresh environment with what Colab has."""
     torch = re.search(r"^torch==.*$", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M)[0]
     shutil.rmtree(FOLDER, ignore_errors=True)
     venv.create(FOLDER, with_pip=True)
-    python = FOLDER / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", torch, *COLAB_HAS, "nbmake"], check=True)
-    return python
+    subprocess.run([PYTHON, "-m", "pip", "install", "--quiet", torch, *COLAB_HAS, *RUNNERS], check=True)
 
 
-def packages(environment):
-    """Where an environment keeps its packages."""
-    return next(environment.glob("lib/python*/site-packages"))
-
-
-def versions(python):
-    """What is installed, as name==version."""
-    frozen = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True)
-    return [line for line in frozen.stdout.split() if line.split("==")[0].lower() in (*COLAB_HAS, "torch", "nbmake")]
+def versions():
+    """What is installed, as name==version; the package with the commit that it comes from."""
+    frozen = subprocess.run([PYTHON, "-m", "pip", "freeze"], capture_output=True, text=True, check=True)
+    return set(frozen.stdout.splitlines())
 
 
 def local_source():
@@ -58,38 +56,45 @@ def local_source():
     return f"git+{ROOT.as_uri()}@{commit(ROOT)}"
 
 
-def try_chapter(chapter, book, cores):
-    """Run one chapter's notebook; return the run, what its first cell installed, and the seconds that took.
-
-    It runs in an environment over the other, so that the next one finds that as it was.
-    """
+def run(notebooks):
+    """Run notebooks by nbmake, each alone in a new folder, side by side; return whether all passed."""
     with tempfile.TemporaryDirectory() as folder:
-        venv.create(folder)
-        own = packages(Path(folder))
-        (own / "colab.pth").write_text(f"{packages(FOLDER)}\n{PRETENCE}", encoding="utf-8")
-        notebook = Converter(chapter, book, chapter.executed()).convert()
-        run = run_notebook(notebook, chapter.path.stem, Path(folder) / "bin" / "python", limits(cores))
-        install = next(cell for cell in run.notebook.cells if cell.cell_type == "code")
-        installed = sorted(path.name for path in own.iterdir() if path.name != "colab.pth")
-    return run, installed, seconds_between_cells(new_notebook(cells=[install]))
+        for name, notebook in notebooks.items():
+            (Path(folder) / name).mkdir(parents=True)
+            nbformat.write(notebook, Path(folder) / name / f"{Path(name).name}.ipynb")
+        options = ["--nbmake", f"--nbmake-timeout={CELL_TIMEOUT}", "--numprocesses=auto", "--dist=worksteal"]
+        pytest = [
+            PYTHON,
+            "-m",
+            "pytest",
+            *options,
+            "--durations=0",
+            "--durations-min=0",
+            "-p",
+            "no:cacheprovider",
+            "-q",
+        ]
+        return subprocess.run([*pytest, "."], cwd=folder, env=os.environ | ALONE, check=False).returncode == 0
+
+
+def install():
+    """Run the first cell of the notebooks as in Colab; return whether it brought the package, alone and soon."""
+    cells = [new_code_cell(source) for source in (PRETENCE, INSTALL.format(source=local_source()))]
+    before, since = versions(), time.perf_counter()
+    passed = run({"install": new_notebook(cells=cells, metadata={"kernelspec": KERNEL})})
+    seconds, changed = time.perf_counter() - since, before ^ versions()
+    print(f"{seconds:.1f} s to install {', '.join(changed) or 'nothing'}", flush=True)
+    return passed and len(changed) == 1 and changed.pop().startswith("ntk-helpers") and seconds < INSTALL_TIME
 
 
 def main():
-    python, source = make_environment(), local_source()
-    print("\n".join(versions(python)), flush=True)
-    book, todo = replace(Book.read(ROOT), source=source), chapters()
-    parts, passed = places(len(todo)), True
-    with side_by_side(parts) as pool:
-        tries = pool.map(lambda chapter: try_chapter(chapter, book, CORES // parts), todo)
-        for chapter, (run, installed, seconds) in zip(todo, tries, strict=True):
-            alone = all(name.startswith("ntk_helpers") for name in installed) and installed
-            fine = run.passed and alone and seconds < INSTALL_TIME
-            passed &= bool(fine)
-            if not run.passed:
-                print(run.report)
-            print(f"{chapter.docname}: {'passed' if fine else 'FAILED'} in {run.seconds:.1f} s", end=", ")
-            print(f"{seconds:.1f} s of them to install {', '.join(installed)}", flush=True)
-    return passed
+    make_environment()
+    print("\n".join(sorted(versions())), flush=True)
+    paths = sorted(NOTEBOOKS.rglob("*.ipynb"))
+    if not paths:
+        raise SystemExit("expected notebooks in notebooks/, found none: run make notebooks")
+    notebooks = {path.relative_to(NOTEBOOKS).with_suffix("").as_posix(): nbformat.read(path, 4) for path in paths}
+    return install() and run(notebooks)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from bs4 import BeautifulSoup
 from chapters import chapters
 from glued_numbers import typeset
 from inspect_site import open_page, patient
-from make_notebooks import notebook_path
-from plain_notebooks import colab_address
+from plain_notebooks import notebook_path
 from site_archive import NAME as ARCHIVE
 
 import ntk_helpers
@@ -228,8 +227,9 @@ def test_every_chapter_offers_its_notebook(site):
 def test_colab_opens_notebooks_that_are_published(published):
     for chapter in chapters():
         (button,) = parse(published / f"{chapter.docname}.html").select(".btn-colab-button")
-        assert button["href"] == colab_address("owner/name", chapter.docname)
-        path = button["href"].removeprefix("https://colab.research.google.com/github/owner/name/blob/gh-pages/")
+        branch = "https://colab.research.google.com/github/owner/name/blob/gh-pages/"
+        path = f"notebooks/{notebook_path(chapter.docname)}"
+        assert button["href"] == branch + path
         source = (published / path).read_text(encoding="utf-8")
         assert re.search(r"%pip install --quiet --no-deps git\+https://github\.com/owner/name@[0-9a-f]{40}", source)
 
