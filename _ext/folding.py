@@ -22,7 +22,7 @@ def _label_cells(app, doctree):
 
 
 def _add_switch(app, pagename, templatename, context, doctree):
-    if '<details class="hide' in context.get("body", ""):
+    if '<details class="admonition hide' in context.get("body", ""):
         switch = {
             "type": "javascript",
             "javascript": "toggleAllCode()",

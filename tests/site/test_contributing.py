@@ -24,8 +24,8 @@ def test_a_chapter_in_ten_lines(site, tmp_path):
     (copy / ".venv/.ready").touch()  # newer than what it is made of
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     subprocess.run(["bash", "-e", "-c", script], cwd=copy, env=environment, check=True)
-    page = (copy / "_build/html/book/beyond/sum.html").read_text(encoding="utf-8")
+    page = (copy / "_build/html/book/notes/sum.html").read_text(encoding="utf-8")
     number = sum(chapter.number is not None for chapter in pages()) + 1
     assert f"<h1>{number}. What is one and one?" in re.sub("</?span[^>]*>", "", page)
     assert ">2\n</pre>" in page
-    assert (copy / "_build/html/notebooks/beyond/sum.ipynb").exists()
+    assert (copy / "_build/html/notebooks/notes/sum.ipynb").exists()
