@@ -339,7 +339,8 @@ def test_pages_are_those_of_the_site_and_numbered_as_there(tiny_book):
     """What is numbered on a page that goes deeper counts on from its chapter."""
     folder = tiny_book(HEADER)
     for name in re.findall(r"book/(\w+)", NESTED)[1:]:
-        (folder / f"book/{name}.md").write_text(f"# Page {name}\n\n$$ x $$ ({name})\n", encoding="utf-8")
+        text = f"---\ndeeper: More.\n---\n\n# Page {name}\n\n$$ x $$ ({name})\n"
+        (folder / f"book/{name}.md").write_text(text, encoding="utf-8")
     (folder / "_toc.yml").write_text(NESTED, encoding="utf-8")
     status, printed = make("site", folder)
     assert status == 0, printed
