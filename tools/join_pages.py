@@ -17,6 +17,7 @@ BOOK = f"""<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset
 <body><header class="title-page"><img src="/_static/logo.svg" alt="{{title}}"><p class="title">{{title}}</p>{{subtitle}}
 <p class="author">{{author}}, {{copyright}}</p>{{licence}}</header>
 <nav class="contents"><h1>Contents</h1>{{contents}}</nav>{{chapters}}</body></html>"""
+CHROME = "a.headerlink, button, details.hide > summary, details.hide .cell_input, .animation > :not(img)"
 ENTRY = '<a class="{}" href="#{}"><span>{}</span><span class="page">000</span></a>'
 
 
@@ -49,11 +50,18 @@ def sidebar(root):
     return found
 
 
-def article_of(page, name, names):
-    """The article of a page, without what is to be clicked, with its ids and links as they are in the book."""
-    article = page.select_one("article.bd-article")
-    for chrome in article.select("a.headerlink, button, details.hide > summary, .animation > :not(img)"):
+def on_paper(article):
+    """The article of a page without what is to be clicked, and without the code of folded cells."""
+    for chrome in article.select(CHROME):
         chrome.decompose()
+    for fold in article.select("details.hide:not(:has(.cell_output))"):
+        fold.decompose()
+    return article
+
+
+def article_of(page, name, names):
+    """The article of a page, with its ids and links as they are in the book."""
+    article = on_paper(page.select_one("article.bd-article"))
     for tag in article.select("[id]"):
         tag["id"] = anchor(name, tag["id"])
     for heading in article.select("section[id] > :is(h1, h2, h3, h4, h5, h6)"):

@@ -21,7 +21,7 @@ from pypdf.generic import Fit
 PDF = ROOT / "_build" / "kernel-regimes.pdf"
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 ADDRESS = "http://book.invalid/"
-TEXT = {"width": 604, "height": 900}  # 160 mm, the width of the text on the page
+TEXT = {"width": 627, "height": 900}  # 166 mm, the width of the text on the page
 PRINT = {"prefer_css_page_size": True, "print_background": True, "tagged": True}
 OLDEST = 131  # the first to print page numbers by style
 LEVELS = ["part", "h1", "h2"]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from chapters import ROOT
 from inspect_site import SITE
-from join_pages import anchor, read, resolve, sidebar
+from join_pages import anchor, on_paper, read, resolve, sidebar
 from pypdf import PdfReader
 
 PDF = ROOT / "_build" / "kernel-regimes.pdf"
@@ -16,6 +16,8 @@ CONFIG, TOC = (yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for nam
 BLOCKS = "p, pre, li, dt, dd, td, th, h1, h2, h3, h4, h5, h6"
 FONT_FILES = {"/FontFile", "/FontFile2", "/FontFile3"}
 A4 = (595, 842)  # points
+MOST_PAGES, MOST_BYTES = 300, 12_000_000
+FOLDED_CODE = "details.hide .cell_input pre"
 
 FIRST = SITE / f"{TOC['root']}.html"
 
@@ -71,12 +73,9 @@ def places(reader):
 
 @pytest.fixture(scope="module")
 def site():
-    """The articles of the site, without buttons, in the order of the sidebar."""
-    articles = {name: read(name).select_one("article.bd-article") for name in sidebar(TOC["root"] + ".html")}
-    for article in articles.values():
-        for chrome in article.select("a.headerlink, button, details.hide > summary"):
-            chrome.decompose()
-    return articles
+    """The articles of the site as they are printed, in the order of the sidebar."""
+    names = sidebar(TOC["root"] + ".html")
+    return {name: on_paper(read(name).select_one("article.bd-article")) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +84,20 @@ def starts(site, places):
     return {name: places["/" + anchor(name, article.section["id"])] for name, article in site.items()}
 
 
+def test_the_book_can_be_carried(reader):
+    assert len(reader.pages) <= MOST_PAGES
+    assert PDF.stat().st_size <= MOST_BYTES
+
+
+def test_code_that_is_folded_on_the_site_is_not_printed(texts):
+    book = squeeze("".join(texts))
+    folded = [code.get_text() for name in sidebar(TOC["root"] + ".html") for code in read(name).select(FOLDED_CODE)]
+    assert folded
+    assert not [code for code in folded if len(code) > 200 and squeeze(code) in book]
+
+
 def test_pages_are_a4_and_none_is_blank(reader, texts, site):
-    assert len(site) + 2 <= len(reader.pages) <= 2 + 60 * len(site)
+    assert len(site) + 2 <= len(reader.pages)
     for number, (page, text) in enumerate(zip(reader.pages, texts, strict=True), 1):
         assert len(squeeze(text)) > 20, f"page {number} is blank"
         assert (page.mediabox.width, page.mediabox.height) == pytest.approx(A4, abs=1)
