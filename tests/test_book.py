@@ -163,7 +163,7 @@ def test_outputs_belong_to_what_ran(tiny_book, tmp_path_factory):
     """What changes while chapters run is executed by the next run."""
     folder, packages = tiny_book(""), tmp_path_factory.mktemp("packages")
     chapter, package = folder / "book/chapter.md", packages / "ntk_helpers/book/claims.py"
-    shutil.copytree(ROOT / "ntk_helpers", package.parent)
+    shutil.copytree(ROOT / "ntk_helpers", packages / "ntk_helpers")
     shutil.copy(ROOT / "requirements.txt", packages)
     chapter.write_text(source := GOOD + CELL % (CHANGE % str(chapter)), encoding="utf-8")
     status, printed = make("chapters", folder)
