@@ -15,8 +15,8 @@ from bs4 import BeautifulSoup
 from chapters import ROOT
 from inspect_site import COUNTS, SITE, opened, patient
 from join_pages import assemble
-from pypdf import PdfReader, PdfWriter
-from pypdf.generic import Fit
+from pikepdf import Name, ObjectStreamMode, OutlineItem, Pdf
+from pypdf import PdfReader
 
 PDF = ROOT / "_build" / "kernel-regimes.pdf"
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -77,15 +77,16 @@ def print_book(tab, book, contents):
     return pdf, found
 
 
-def add_outline(writer, contents, found):
+def add_outline(pdf, contents, found):
     """Add the table of contents as the outline: parts, in them chapters, in them sections."""
     above = []
-    for (level, _, title), (number, top) in zip(contents, found, strict=True):
-        above = [(other, item) for other, item in above if LEVELS.index(other) < LEVELS.index(level)]
-        text = BeautifulSoup(title, "html.parser").get_text()
-        parent = above[-1][1] if above else None
-        item = writer.add_outline_item(title=text, page_number=number - 1, parent=parent, fit=Fit.xyz(top=top))
-        above.append((level, item))
+    with pdf.open_outline() as outline:
+        for (level, _, title), (number, top) in zip(contents, found, strict=True):
+            above = [(other, item) for other, item in above if LEVELS.index(other) < LEVELS.index(level)]
+            text = BeautifulSoup(title, "html.parser").get_text()
+            item = OutlineItem(text, number - 1, "XYZ", top=float(top))
+            (above[-1][1].children if above else outline.root).append(item)
+            above.append((level, item))
 
 
 def main():
@@ -95,12 +96,13 @@ def main():
         if int(browser.version.split(".")[0]) < OLDEST:
             raise SystemExit(f"expected Chromium {OLDEST} or newer, got {browser.version}")
         pdf, found = print_book(patient(browser.new_page(viewport=TEXT)), book, contents)
-    writer = PdfWriter(clone_from=BytesIO(pdf))
-    writer.add_metadata({"/Title": config["title"], "/Author": config["author"]})
-    writer.page_mode = "/UseOutlines"
-    add_outline(writer, contents, found)
-    writer.write(PDF)
-    print(f"{PDF.relative_to(ROOT)}: {len(writer.pages)} pages")
+    with Pdf.open(BytesIO(pdf)) as printed:
+        printed.docinfo.update({Name.Title: config["title"], Name.Author: config["author"]})
+        printed.Root.PageMode = Name.UseOutlines
+        add_outline(printed, contents, found)
+        # Chromium writes each of a million small objects by itself; together and packed they take a third.
+        printed.save(PDF, object_stream_mode=ObjectStreamMode.generate, recompress_flate=True)
+        print(f"{PDF.relative_to(ROOT)}: {len(printed.pages)} pages")
 
 
 if __name__ == "__main__":
