@@ -10,18 +10,19 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import nbformat
 import pytest
+import yaml
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from chapters import chapters
+from chapters import ROOT, chapters
 from glued_numbers import typeset
 from inspect_site import open_page, patient
 from plain_notebooks import notebook_path
 from site_archive import NAME as ARCHIVE
 
 import ntk_helpers
-from ntk_helpers.book.claims import measured_text, recorded_claims
+from ntk_helpers.book.claims import KINDS, measured_text, recorded_claims
 
-CHAPTER = chapters()[0]
+CHAPTER = next(chapter for chapter in chapters() if chapter.number)  # the first cell of the home page is folded
 CHAPTER_PAGE = f"{CHAPTER.docname}.html"
 WITH_SOLUTIONS = [c for c in chapters() if "{solution-start}" in c.path.read_text(encoding="utf-8")]
 IMAGE = "img:not([src^='data:'])"  # such a one is a part of its page
@@ -38,6 +39,9 @@ UNSEEN_FOCUS = """() => { const element = document.activeElement, style = getCom
 # In one go: on a busy machine, an animation may be over before the next step of a test.
 PAUSE_AT_TWO = """([slider, button]) => +slider.value >= 2 && +slider.value < +slider.max
     && button.textContent === "Pause" && (button.click(), true)"""
+FOLD_LABEL = "details.hide > summary > .collapsed"
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+REDIRECTS = CONFIG["sphinx"]["config"]["redirects"]
 INTERACTIVE = "a[href], button, summary, input, select, textarea, [tabindex='0']"
 
 
@@ -285,10 +289,55 @@ def test_the_scoreboard_is_of_this_build(site):
     listed = [(unquote(row.a["href"]), *(cell.get_text() for cell in row.select("td"))) for row in rows]
     recorded = [(c.docname, record) for c in chapters() for record in recorded_claims(c.executed().notebook)]
     assert len(listed) == len(recorded)
-    for (link, claim, expected, measured), (docname, record) in zip(listed, recorded, strict=True):
+    for (link, claim, kind, expected, measured), (docname, record) in zip(listed, recorded, strict=True):
         assert urljoin("book/reference/scoreboard.html", link) == f"{docname}.html#claim-{record['name']}"
         assert claim == typeset(f"{record['statement']} ({record['source']})")
-        assert (expected, measured) == (typeset(record["expected"]), typeset(measured_text(record)))
+        assert (kind, expected, measured) == (
+            record["kind"],
+            typeset(record["expected"]),
+            typeset(measured_text(record)),
+        )
+
+
+def test_claims_are_counted_by_kind(site):
+    *_, book = parse(site / "book/reference/scoreboard.html").select(".counts tbody tr")
+    kinds = [record["kind"] for c in chapters() for record in recorded_claims(c.executed().notebook)]
+    counts = [str(kinds.count(kind)) for kind in KINDS]
+    assert [cell.get_text() for cell in book.select("td")] == ["the book", *counts, str(len(kinds))]
+
+
+def test_one_switch_unfolds_all_code_and_is_remembered(tab, home):
+    tab.goto(f"{home}/{CHAPTER_PAGE}")
+    folded, unfolded = "details.hide:not([open])", "details.hide[open]"
+    count = tab.locator("details.hide").count()
+    assert tab.locator(folded).count() == count > 0
+    assert tab.locator(f"{folded} .cell_input >> visible=true").count() == 0
+    tab.click(".btn-all-code-button")
+    assert tab.locator(unfolded).count() == count
+    assert tab.get_attribute(".btn-all-code-button", "aria-pressed") == "true"
+    tab.goto(f"{home}/book/intro.html")
+    tab.locator(unfolded).first.wait_for()
+    tab.click(".btn-all-code-button")
+    tab.goto(f"{home}/{CHAPTER_PAGE}")
+    assert tab.locator(folded).count() == count
+
+
+def test_a_link_to_a_folded_claim_unfolds_it(tab, address, site):
+    claim = parse(site / CHAPTER_PAGE).select_one("details.hide .claim")
+    tab.goto(f"{address}/{CHAPTER_PAGE}#{claim['id']}")
+    tab.locator(f"#{claim['id']}").wait_for(state="visible")
+
+
+def test_folded_cells_say_what_is_inside(site):
+    said = {label.get_text() for c in chapters() for label in parse(site / f"{c.docname}.html").select(FOLD_LABEL)}
+    assert said == {"Show the check", "Checks", "Show how this is drawn", "Show code"}
+
+
+def test_old_addresses_lead_on(tab, address):
+    for old, new in REDIRECTS.items():
+        target = urljoin(old, new)
+        tab.goto(f"{address}/{old}.html#there")
+        tab.wait_for_url(f"{address}/{target}#there")
 
 
 def test_the_package_is_listed_name_by_name(site):
