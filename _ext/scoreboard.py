@@ -3,6 +3,7 @@
 import re
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -35,6 +36,7 @@ class Scoreboard(SphinxDirective):
         return nodes.section("", *body, ids=[name], names=[name])
 
 
+@cache  # they are counted, and then listed
 def _records(app, docname):
     from ntk_helpers.book.claims import recorded_claims  # imports torch, which few builds need
 

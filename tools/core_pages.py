@@ -31,7 +31,7 @@ def complaints(path, text, cells):
         return
     end = match.start() if (match := END.search(text)) else len(text)
     before = [cell for cell in cells if cell.match.start() < end]
-    visible = [cell for cell in before if not cell.tags & {"hide-input", "hide-cell", "remove-input", "remove-cell"}]
+    visible = [cell for cell in before if not cell.folded]
     lines = [sum(bool(line.strip()) for line in cell.match["code"].splitlines()) for cell in visible]
     yield from _at_most(1, "words", _words(text[:end], before), MOST_WORDS)
     yield from _at_most(1, "visible cells", len(visible), MOST_CELLS)

@@ -31,6 +31,7 @@ CELL = re.compile(
     re.S | re.M,
 )
 FOLDS = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+PURPOSES = {"check", "checks", "drawing", "numbers"}  # what a cell is folded for
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Cell:
     @property
     def tags(self):
         return set(self.options.get("tags", []))
+
+    @property
+    def folded(self):
+        return bool(self.tags & FOLDS)
 
     @cached_property
     def tree(self):
@@ -85,7 +90,7 @@ def cells_of(text):
 def tags_for(cell, later):
     """The tags that fold a cell by what it is for, where that must be folded; `later` are the names used after it."""
     if claims := cell.calls("claim"):
-        gathered = {"hide-cell", "checks"} <= cell.tags and all(_kind(claim) == "identity" for claim in claims)
+        gathered = {"hide-cell", "checks"} <= cell.tags and all(_given(claim, "kind") == "identity" for claim in claims)
         return ["hide-cell", "checks"] if gathered else ["hide-input", "check"]
     if "figure" in cell.options.get("mystnb", {}) or cell.calls("plt") or cell.calls("animate"):
         return ["hide-input", "drawing"]
@@ -94,9 +99,9 @@ def tags_for(cell, later):
     return []
 
 
-def _kind(claim):
-    values = {keyword.arg: keyword.value for keyword in claim.keywords}
-    return getattr(values.get("kind"), "value", None)
+def _given(call, name):
+    """The constant that is written for an argument of a call; None where there is none."""
+    return next((getattr(k.value, "value", None) for k in call.keywords if k.arg == name), None)
 
 
 def _only_glues(statement, later):
@@ -118,14 +123,14 @@ def wrong_tags(cells):
     for cell in reversed(cells):
         wanted = tags_for(cell, later)
         later |= cell.loads()
-        others = cell.tags & {"check", "checks", "drawing", "numbers"} - set(wanted)
+        others = cell.tags & PURPOSES - set(wanted)
         if not set(wanted) <= cell.tags or others or (wanted and cell.tags & FOLDS - set(wanted)):
             yield cell, wanted
 
 
 def tagged(cell, wanted):
     """The header of a cell with other tags for what it is for."""
-    kept = [tag for tag in cell.options.get("tags", []) if tag not in FOLDS | {"check", "checks", "drawing", "numbers"}]
+    kept = [tag for tag in cell.options.get("tags", []) if tag not in FOLDS | PURPOSES]
     line = f"tags: [{', '.join([*wanted, *kept])}]\n"
     rest = re.sub(r"^:?tags:.*\n", "", cell.match["header"], flags=re.M)
     return rest.replace("---\n", "---\n" + line, 1) if rest.startswith("---") else f":{line}{rest}\n"
@@ -135,9 +140,8 @@ def claims_of(cell):
     """What is wrong with the claims of a cell: pairs of a line and a complaint."""
     for claim in cell.calls("claim"):
         line = cell.code_line + claim.lineno - 1
-        given = {keyword.arg: keyword.value for keyword in claim.keywords}
-        kind, source = (getattr(given.get(name), "value", None) for name in ("kind", "source"))
-        if "kind" not in given or (isinstance(kind, str) and kind not in KINDS):
+        kind, source = (_given(claim, name) for name in ("kind", "source"))
+        if all(keyword.arg != "kind" for keyword in claim.keywords) or (isinstance(kind, str) and kind not in KINDS):
             yield line, f"the claim has no kind: expected kind= one of {', '.join(KINDS)}"
         if isinstance(source, str) and len(source.split()) > MOST_WORDS:
             yield line, f"the source of the claim has {len(source.split())} words: expected at most {MOST_WORDS}"
