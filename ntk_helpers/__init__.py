@@ -1,18 +1,14 @@
 """Neural tangent kernels in PyTorch: analytic and empirical kernels, kernel regression, training of ensembles."""
 
-from ntk_helpers.analytic import Kernels, kernels, nngp_kernel, ntk_kernel
-from ntk_helpers.empirical import empirical_ntk, jacobian, linearize, ntk_vector_product
+from ntk_helpers.dynamics.flow import ensemble_law, gradient_descent, gradient_flow
+from ntk_helpers.dynamics.regression import flatten_outputs, kernel_ridge
+from ntk_helpers.dynamics.stability import max_learning_rate
+from ntk_helpers.dynamics.training import DivergenceError, TrainingRecord, distance_moved, log_spaced_steps, train
+from ntk_helpers.kernels.analytic import Kernels, kernels, nngp_kernel, ntk_kernel
+from ntk_helpers.kernels.empirical import empirical_ntk, jacobian, ntk_vector_product
+from ntk_helpers.kernels.linearize import linearize
 from ntk_helpers.models import MLP
-from ntk_helpers.regression import (
-    ensemble_law,
-    flatten_outputs,
-    gradient_descent,
-    gradient_flow,
-    kernel_ridge,
-    max_learning_rate,
-)
-from ntk_helpers.sweeps import Sweep, sweep
-from ntk_helpers.training import DivergenceError, TrainingRecord, distance_moved, log_spaced_steps, train
+from ntk_helpers.sweeps.sweep import Sweep, sweep
 
 __all__ = [
     "MLP",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ntk_helpers._checks import Arguments, require_finite, require_integer, require_number, require_tensor
+from ntk_helpers._utils.checks import Arguments, require_finite, require_integer, require_number, require_tensor
 
 
 def grid_angles(n):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ntk_helpers._checks import require_integer, require_positive, require_scales
+from ntk_helpers._utils.checks import require_integer, require_positive, require_scales
 
 
 def _identity(z):

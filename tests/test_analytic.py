@@ -6,7 +6,9 @@ import torch
 from torch.nn import functional
 
 from ntk_helpers import MLP, empirical_ntk, kernels, nngp_kernel, ntk_kernel
-from ntk_helpers.analytic import DUALS, PiecewiseLinear, Quadrature, leaky_relu
+from ntk_helpers.kernels.analytic import DUALS
+from ntk_helpers.kernels.duals import PiecewiseLinear, leaky_relu
+from ntk_helpers.kernels.quadrature import Quadrature
 from ntk_helpers.book.plotting import fit_power_law
 
 CLOSED_FORMS = {

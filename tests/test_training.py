@@ -28,7 +28,7 @@ from ntk_helpers import (
     train,
     training,
 )
-from ntk_helpers._progress import progress_bar
+from ntk_helpers._utils.progress import progress_bar
 from ntk_helpers.models import ACTIVATIONS
 
 

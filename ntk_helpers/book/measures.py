@@ -4,7 +4,7 @@ from time import perf_counter
 
 import torch
 
-from ntk_helpers.empirical import empirical_ntk
+from ntk_helpers.kernels.empirical import empirical_ntk
 
 
 def rms(values, dim=(-2, -1)):

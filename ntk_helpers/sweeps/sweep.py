@@ -12,9 +12,9 @@ import cloudpickle
 import joblib
 import numpy as np
 
-from ntk_helpers._fingerprint import fingerprint
-from ntk_helpers._interruption import uninterrupted
-from ntk_helpers._progress import progress_bar
+from ntk_helpers._utils.interruption import uninterrupted
+from ntk_helpers._utils.progress import progress_bar
+from ntk_helpers.sweeps._fingerprint import fingerprint
 
 _MISSING = object()
 

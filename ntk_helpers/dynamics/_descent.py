@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ntk_helpers._functional import ensemble_size
+from ntk_helpers._utils.functional import ensemble_size
 from ntk_helpers.models import ACTIVATIONS, MLP
 
 BLOCK = 4 * 2**20  # bytes of a hidden layer to work on at once: with more, it no longer stays in a processor's caches

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntk_helpers._checks import (
+from ntk_helpers._utils.checks import (
     Arguments,
     require_finite,
     require_integer,
@@ -19,11 +19,11 @@ from ntk_helpers._checks import (
     require_positive,
     require_trainable,
 )
-from ntk_helpers._descent import Autograd, descent, half_mean_square
-from ntk_helpers._functional import call, ensemble_size
-from ntk_helpers._interruption import interruption
-from ntk_helpers._progress import progress_bar
-from ntk_helpers.regression import max_learning_rate
+from ntk_helpers._utils.functional import call, ensemble_size
+from ntk_helpers._utils.interruption import interruption
+from ntk_helpers._utils.progress import progress_bar
+from ntk_helpers.dynamics._descent import Autograd, descent, half_mean_square
+from ntk_helpers.dynamics.stability import max_learning_rate
 
 # Beyond this factor over the starting loss a run counts as diverged. Large stable learning rates can raise the loss
 # a few orders of magnitude for a while (Lewkowycz et al. 2020) and come back; growth without bound passes any factor.

@@ -43,3 +43,30 @@ def leaves_the_model(function):
                 vars(module).update(attributes)
 
     return wrapper
+
+
+def split(params, rest, names):
+    """The same state, with only the parameters `names` to differentiate by."""
+    others = {name: value for name, value in params.items() if name not in names}
+    return {name: params[name] for name in names}, rest | others
+
+
+def state_of(model):
+    """The trainable parameters, and the rest: frozen ones and buffers."""
+    params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    return params, frozen | dict(model.named_buffers())
+
+
+def states(model):
+    """The states of an ensemble's members; the model's own alone, unless it is one."""
+    state, size = state_of(model), ensemble_size(model)
+    if size is None:
+        return [state]
+    return [tuple({name: value[s] for name, value in part.items()} for part in state) for s in range(size)]
+
+
+def over_members(model, function):
+    """The function of (params, rest, s) for the model, or stacked over an ensemble's members s."""
+    results = [function(*state, s) for s, state in enumerate(states(model))]
+    return results[0] if ensemble_size(model) is None else torch.stack(results)

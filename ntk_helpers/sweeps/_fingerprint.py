@@ -76,7 +76,7 @@ class _Hasher(NumpyHasher):
 def _of_the_user(obj):
     """Whether a function or class lives outside of installed packages, and of this one."""
     name = getattr(obj, "__module__", None)
-    if not isinstance(name, str) or name.split(".")[0] == __package__:
+    if not isinstance(name, str) or name.split(".")[0] == __package__.split(".")[0]:
         return name is None
     module = sys.modules.get(name)
     return name not in sys.builtin_module_names and not (getattr(module, "__file__", None) or "").startswith(INSTALLED)

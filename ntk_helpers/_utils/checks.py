@@ -6,7 +6,7 @@ from numbers import Real
 import torch
 from torch import nn
 
-from ntk_helpers._functional import ensemble_size
+from ntk_helpers._utils.functional import ensemble_size
 
 
 class Arguments:
@@ -20,6 +20,12 @@ class Arguments:
     def __init__(self, first=None):
         self.sizes = {}
         self.first = first  # (name, tensor) that sets the dtype and device; else the first argument checked does
+
+    def copy(self):
+        """For further arguments, which the next ones need not go with."""
+        other = Arguments(self.first)
+        other.sizes = self.sizes
+        return other
 
     def tensor(self, name, value, pattern):
         """Check one argument against `pattern` and the arguments before it."""

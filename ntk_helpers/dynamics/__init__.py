@@ -1,0 +1,1 @@
+"""What kernels say about training, and training itself."""

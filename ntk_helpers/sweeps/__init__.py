@@ -1,0 +1,1 @@
+"""One function over many parameters, kept on disk."""
