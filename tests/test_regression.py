@@ -16,6 +16,7 @@ from ntk_helpers import (
     kernels,
     linearize,
     max_learning_rate,
+    ntk_kernel,
     ntk_vector_product,
     train,
 )
@@ -88,6 +89,132 @@ def test_near_duplicates_of_a_real_kernel(n):
         kernel_ridge(k, y, 0.0)
 
 
+@pytest.fixture(scope="module")
+def images():
+    """Three blobs of light each, noise on every pixel; the label says whether most of it is on the left."""
+    g, u = torch.Generator().manual_seed(0), torch.linspace(0, 1, 12, dtype=torch.float64)
+    draws = torch.rand(650, 3, 3, generator=g, dtype=torch.float64)
+    across, along = (torch.exp(-((u - draws[..., i, None]) ** 2) / 0.045) for i in (0, 1))
+    pictures = torch.einsum("nb,nbi,nbj->nij", draws[..., 2], along, across).flatten(1)
+    labels = torch.sign((draws[..., 2] * (draws[..., 0] - 0.5)).sum(1))
+    x = pictures + 0.02 * torch.randn(650, 144, generator=g, dtype=torch.float64)
+    return ntk_kernel(x[:500], depth=2), ntk_kernel(x[500:], x[:500], depth=2), labels[:500]
+
+
+class TestSinglePrecision:
+    """Kernels in float32 are right to a few of its digits, and so is what is made of them."""
+
+    @pytest.mark.parametrize("t", [1e4, 1e5, 1e6, 1e7, math.inf])
+    def test_flow(self, images, t):
+        k, k_test, y = images
+        exact, single = gradient_flow(k, y), gradient_flow(k.float(), y.float())
+        assert (single.eigenvalues > 0).all()
+        assert single(t).dtype == torch.float32
+        for right, found in [(exact(t), single(t)), (exact.predict(t, k_test), single.predict(t, k_test.float()))]:
+            assert (found - right).norm() <= 2e-5 * right.norm()
+
+    @pytest.mark.parametrize("steps", [10**4, 10**6])
+    def test_descent(self, images, steps):
+        k, k_test, y = images
+        rate = 0.9 * max_learning_rate(k).item()
+        right = gradient_descent(k, y, learning_rate=rate).predict(steps, k_test)
+        found = gradient_descent(k.float(), y.float(), learning_rate=rate).predict(steps, k_test.float())
+        assert (found - right).norm() <= 2e-5 * right.norm()
+
+    def test_infinite_time_is_kernel_ridge(self, images):
+        k, k_test, y = images
+        for ridge in (0.0, 1e-3):
+            right = kernel_ridge(k, y, ridge)(k_test)
+            by_ridge = kernel_ridge(k.float(), y.float(), ridge)(k_test.float())
+            by_flow = gradient_flow(k.float(), y.float(), ridge=ridge).predict(math.inf, k_test.float())
+            assert (by_ridge - right).norm() <= 2e-5 * right.norm()
+            torch.testing.assert_close(by_flow, by_ridge, rtol=1e-6, atol=1e-6)
+
+    def test_law(self, images):
+        k, _, y = images
+        points = torch.arange(100)
+        nngp, y = k[points][:, points], y[points[:80]]
+        right, found = ensemble_law(y, nngp)(1e5), ensemble_law(y.float(), nngp.float())(1e5)
+        assert (found.mean - right.mean).norm() <= 1e-5 * right.mean.norm()
+        assert (found.covariance - right.covariance).norm() <= 1e-5 * right.covariance.norm()
+
+    def test_duplicates_are_rounding(self, images):
+        """Where points come twice, half of the eigenvalues are rounding, some of them negative: all are zero."""
+        k, _, y = images
+        twice = torch.arange(100).repeat(2)
+        flow = gradient_flow(k.float()[twice][:, twice], y.float()[twice])
+        assert (flow.eigenvalues > 0).sum() == 100
+        torch.testing.assert_close(flow(math.inf), y.float()[twice], rtol=1e-5, atol=1e-5)
+
+    def test_a_report_in_closed_form(self):
+        """100 points of sin x + sin 2x, solved to 50 digits; in float32 the rounding of inputs moves it."""
+        right = torch.tensor([0.5967274009, 0.0057663015, 0.0, -0.0057663015, -0.5967274009], dtype=torch.float64)
+        network = {"depth": 2, "w_std": 1.5, "b_std": 0.05}
+        x = torch.linspace(-10 * math.pi, 10 * math.pi, 100, dtype=torch.float64)[:, None]
+        y, x_test = torch.sin(x) + torch.sin(2 * x), x.new_tensor([-10, -5, 0, 5, 10])[:, None] * math.pi
+        for dtype, of_right, of_each_other in ((torch.float64, 1e-8, 1e-9), (torch.float32, 5e-3, 1e-6)):
+            k, k_test = ntk_kernel(x.to(dtype), **network), ntk_kernel(x_test.to(dtype), x.to(dtype), **network)
+            ridge = 1e-4 * k.diagonal().mean().item()
+            by_flow = gradient_flow(k, y.to(dtype), ridge=ridge).predict(math.inf, k_test)[:, 0]
+            by_ridge = kernel_ridge(k, y.to(dtype), ridge)(k_test)[:, 0]
+            torch.testing.assert_close(by_flow, by_ridge, rtol=0, atol=of_each_other)
+            torch.testing.assert_close(by_flow.double(), right, rtol=0, atol=of_right)
+
+
+class TestGradientsByTheKernel:
+    """Of what is a function of a kernel; where eigenvalues coincide too, as on every regular grid."""
+
+    @pytest.fixture(params=["distinct", "coinciding"])
+    def kernel(self, request, normal):
+        if request.param == "coinciding":
+            return torch.diag(torch.tensor([3.0, 3.0, 2.0, 2.0, 2.0, 2.0], dtype=torch.float64))
+        return (f := normal(6, 5)) @ f.T + torch.eye(6)
+
+    @pytest.mark.parametrize("t", [0.0, 0.3, 5.0, 1e5, math.inf])
+    def test_flow(self, kernel, normal, t):
+        y, k_test = normal(6, 2), normal(3, 6).requires_grad_()
+        kernel = kernel.requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda k, k_test: gradient_flow(k + k.T, y).predict(t, k_test), (kernel, k_test)
+        )
+        assert torch.autograd.gradcheck(lambda k: gradient_flow(k + k.T, y, ridge=0.1)(t), (kernel,))
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_descent(self, kernel, normal, momentum):
+        y, k_test, rule = normal(6, 2), normal(3, 6), {"learning_rate": 0.1, "momentum": momentum}
+        for steps in (0, 1, [3, 50]):
+            assert torch.autograd.gradcheck(
+                lambda k, steps=steps: gradient_descent(k + k.T, y, **rule).predict(steps, k_test),
+                (kernel.requires_grad_(),),
+            )
+
+    @pytest.mark.parametrize("t", [0.5, math.inf])
+    def test_law(self, kernel, normal, t):
+        y, nngp = normal(4), (normal(6, 6) + 8 * torch.eye(6)).requires_grad_()
+        kernels = nngp, kernel.requires_grad_()
+        assert torch.autograd.gradcheck(lambda a, b: ensemble_law(y, a + a.T, b + b.T)(t), kernels)
+        assert torch.autograd.gradcheck(lambda a, b: ensemble_law(y, b + b.T, a + a.T)(t), kernels)
+
+    def test_several_kernels_and_times(self, kernel, normal):
+        y, both = normal(6, 2), torch.stack([kernel, 2 * kernel]).requires_grad_()
+        assert torch.autograd.gradcheck(lambda k: gradient_flow(k + k.mT, y)(torch.tensor([0.5, 30.0])), (both,))
+        assert torch.autograd.gradcheck(lambda k: gradient_descent(k + k.mT, y, learning_rate=0.1)([1, 4]), (both,))
+
+    def test_second_derivatives_are_refused(self, kernel, normal):
+        y, kernel = normal(6), kernel.requires_grad_()
+        value = gradient_flow(kernel + kernel.T, y)(1.0).square().sum()
+        (slope,) = torch.autograd.grad(value, kernel, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            slope.sum().backward()
+
+
+def test_a_call_with_a_kernel_is_a_prediction_that_will_be_an_error(problem):
+    k, y, k_test = problem["k"], problem["y"], problem["k_test"]
+    for path, at in ((gradient_flow(k, y), 2.0), (gradient_descent(k, y, learning_rate=0.1), 3)):
+        with pytest.warns(DeprecationWarning, match=r"expected predict"):
+            assert torch.equal(path(at, k_test), path.predict(at, k_test))
+
+
 class TestGradientFlow:
     @pytest.mark.parametrize("case", range(5))
     def test_against_the_reference(self, reference, case):
@@ -99,7 +226,7 @@ class TestGradientFlow:
         if not config["diag_reg_absolute_scale"]:
             ridge *= k.diagonal().mean().item()
         flow, t = gradient_flow(k, y, f0_train=f0, ridge=ridge), torch.from_numpy(reference["pred_t"])
-        for where, computed, expected in [("train", flow(t), train), ("test", flow(t, k_test, f0_test), test)]:
+        for where, computed, expected in [("train", flow(t), train), ("test", flow.predict(t, k_test, f0_test), test)]:
             error = (computed - expected).abs().max() / expected.abs().max()
             print(f"flow {case} {where}: {error:.1e}")
             assert error <= 1e-9
@@ -107,7 +234,7 @@ class TestGradientFlow:
     def test_time_zero_is_the_initial_function_exactly(self, problem):
         flow = gradient_flow(problem["k"], problem["y"], f0_train=problem["f0"])
         assert torch.equal(flow(0), problem["f0"])
-        assert torch.equal(flow(0.0, problem["k_test"], problem["f0_test"]), problem["f0_test"])
+        assert torch.equal(flow.predict(0.0, problem["k_test"], problem["f0_test"]), problem["f0_test"])
 
     def test_infinite_time_is_kernel_regression(self, problem):
         k, y, f0, k_test, f0_test = (problem[key] for key in ("k", "y", "f0", "k_test", "f0_test"))
@@ -115,14 +242,16 @@ class TestGradientFlow:
             flow = gradient_flow(k, y, f0_train=f0, ridge=ridge)
             torch.testing.assert_close(flow(math.inf), y)
             expected = f0_test + kernel_ridge(k, y - f0, ridge)(k_test)
-            torch.testing.assert_close(flow(math.inf, k_test, f0_test), expected)
+            torch.testing.assert_close(flow.predict(math.inf, k_test, f0_test), expected)
 
     def test_continued_flow(self, problem):
         k, y, f0, k_test, f0_test = (problem[key] for key in ("k", "y", "f0", "k_test", "f0_test"))
         flow = gradient_flow(k, y, f0_train=f0)
         later = gradient_flow(k, y, f0_train=flow(3.0))
         torch.testing.assert_close(later(4.0), flow(7.0))
-        torch.testing.assert_close(later(4.0, k_test, flow(3.0, k_test, f0_test)), flow(7.0, k_test, f0_test))
+        torch.testing.assert_close(
+            later.predict(4.0, k_test, flow.predict(3.0, k_test, f0_test)), flow.predict(7.0, k_test, f0_test)
+        )
 
     def test_against_an_ordinary_differential_equation(self, problem):
         """The classical Runge-Kutta method on f' = -K (f - y) / (n C), on training and test points."""
@@ -138,35 +267,39 @@ class TestGradientFlow:
             b = slope(state + step / 2 * a)
             c = slope(state + step / 2 * b)
             state = state + step / 6 * (a + 2 * b + 2 * c + slope(state + step * c))
-        torch.testing.assert_close(torch.cat([flow(5.0), flow(5.0, k_test, f_test)]), state, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(
+            torch.cat([flow(5.0), flow.predict(5.0, k_test, f_test)]), state, rtol=1e-9, atol=1e-10
+        )
 
     def test_vector_of_times_gets_a_leading_axis(self, problem):
         k, y, f0, k_test, f0_test = (problem[key] for key in ("k", "y", "f0", "k_test", "f0_test"))
         t = torch.tensor([0.0, 1.0, 50.0, math.inf])
         flow = gradient_flow(k, y, f0_train=f0)
         assert flow(t).shape == (4, 12, 2)
-        torch.testing.assert_close(flow(t, k_test, f0_test), torch.stack([flow(s, k_test, f0_test) for s in t]))
+        torch.testing.assert_close(
+            flow.predict(t, k_test, f0_test), torch.stack([flow.predict(s, k_test, f0_test) for s in t])
+        )
 
     @pytest.mark.parametrize("times", [2.0, torch.tensor([1.0, 3.0])])
     def test_ensembles_of_kernels_and_of_initial_functions(self, problem, times):
         k, y, f0, k_test, f0_test = (problem[key] for key in ("k", "y", "f0", "k_test", "f0_test"))
         kernels, tests = torch.stack([k, 3 * k]), torch.stack([k_test, 3 * k_test])
         starts, starts_test = torch.stack([f0, -f0]), torch.stack([f0_test, -f0_test])
-        batch = gradient_flow(kernels, y, f0_train=starts)(times, tests, starts_test)
-        shared = gradient_flow(k, y, f0_train=starts)(times, k_test, starts_test)
+        batch = gradient_flow(kernels, y, f0_train=starts).predict(times, tests, starts_test)
+        shared = gradient_flow(k, y, f0_train=starts).predict(times, k_test, starts_test)
         for s, (one, start, start_test, one_test) in enumerate(zip(kernels, starts, starts_test, tests, strict=True)):
-            single = gradient_flow(one, y, f0_train=start)(times, one_test, start_test)
+            single = gradient_flow(one, y, f0_train=start).predict(times, one_test, start_test)
             torch.testing.assert_close(batch[..., s, :, :], single)
-            single = gradient_flow(k, y, f0_train=start)(times, k_test, start_test)
+            single = gradient_flow(k, y, f0_train=start).predict(times, k_test, start_test)
             torch.testing.assert_close(shared[..., s, :, :], single)
 
     def test_scalar_targets(self, problem):
         k, y, k_test = problem["k"], problem["y"][:, :1], problem["k_test"]
         vector, column = gradient_flow(k, y[:, 0]), gradient_flow(k, y)
         torch.testing.assert_close(vector(2.0), column(2.0)[:, 0])
-        torch.testing.assert_close(vector(2.0, k_test), column(2.0, k_test)[:, 0])
+        torch.testing.assert_close(vector.predict(2.0, k_test), column.predict(2.0, k_test)[:, 0])
         start = gradient_flow(k, y[:, 0], f0_train=problem["f0"][:, 0])
-        assert start(2.0, k_test, problem["f0_test"][:, 0]).shape == (5,)
+        assert start.predict(2.0, k_test, problem["f0_test"][:, 0]).shape == (5,)
 
     @pytest.mark.parametrize("t", [0.0, 10.0, 1e8, math.inf])
     def test_duplicate_points_and_a_zero_kernel_stay_finite(self, problem, t):
@@ -175,7 +308,7 @@ class TestGradientFlow:
         doubled, once = gradient_flow(k, y), gradient_flow(problem["k"], problem["y"])
         # Twice the points, twice the kernel's eigenvalues, twice the n that divides them: the same flow.
         torch.testing.assert_close(doubled(t), once(t)[rows], rtol=1e-7, atol=1e-9)
-        torch.testing.assert_close(doubled(t, k_test), once(t, problem["k_test"]), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(doubled.predict(t, k_test), once.predict(t, problem["k_test"]), rtol=1e-7, atol=1e-9)
         still = gradient_flow(torch.zeros_like(k), y, f0_train=y + 1)
         assert torch.equal(still(t), y + 1)
 
@@ -201,7 +334,9 @@ class TestGradientDescent:
                 f = f - rate * velocity
             for steps in (0, 1, 2, 50, 500):
                 torch.testing.assert_close(descent(steps), path[steps][:12], rtol=1e-10, atol=1e-11)
-                torch.testing.assert_close(descent(steps, k_test, f0_test), path[steps][12:], rtol=1e-10, atol=1e-11)
+                torch.testing.assert_close(
+                    descent.predict(steps, k_test, f0_test), path[steps][12:], rtol=1e-10, atol=1e-11
+                )
 
     @pytest.mark.parametrize("momentum", [0.0, 0.8])
     def test_a_trained_linear_model(self, normal, momentum):
@@ -215,9 +350,9 @@ class TestGradientDescent:
 
     def test_small_steps_follow_the_flow(self, problem):
         k, y, k_test = problem["k"], problem["y"], problem["k_test"]
-        flow = gradient_flow(k, y)(3.0, k_test)
+        flow = gradient_flow(k, y).predict(3.0, k_test)
         errors = [
-            (gradient_descent(k, y, learning_rate=3.0 / steps)(steps, k_test) - flow).abs().max().item()
+            (gradient_descent(k, y, learning_rate=3.0 / steps).predict(steps, k_test) - flow).abs().max().item()
             for steps in (100, 1000)
         ]
         assert 9 < errors[0] / errors[1] < 11  # the method is of first order
@@ -226,16 +361,18 @@ class TestGradientDescent:
         k, y, k_test = problem["k"], problem["y"], problem["k_test"]
         descent = gradient_descent(k, y, learning_rate=0.5 * 24 / torch.linalg.eigvalsh(k)[-1].item(), momentum=0.9)
         torch.testing.assert_close(descent(10**6), y, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(descent(10**6, k_test), kernel_ridge(k, y, 0.0)(k_test), rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(
+            descent.predict(10**6, k_test), kernel_ridge(k, y, 0.0)(k_test), rtol=1e-7, atol=1e-7
+        )
 
     def test_several_numbers_of_steps_and_ensembles(self, problem):
         k, y, k_test = problem["k"], problem["y"], problem["k_test"]
         kernels, tests = torch.stack([k, 2 * k]), torch.stack([k_test, 2 * k_test])
-        batch = gradient_descent(kernels, y, learning_rate=1.0)([0, 3, 20], tests)
+        batch = gradient_descent(kernels, y, learning_rate=1.0).predict([0, 3, 20], tests)
         assert batch.shape == (3, 2, 5, 2)
         for s in range(2):
             single = gradient_descent(kernels[s], y, learning_rate=1.0)
-            torch.testing.assert_close(batch[2, s], single(20, tests[s]))
+            torch.testing.assert_close(batch[2, s], single.predict(20, tests[s]))
         assert torch.equal(batch[0], torch.zeros(2, 5, 2, dtype=torch.float64))
 
     def test_singular_and_zero_kernels_stay_finite(self, problem):
@@ -243,7 +380,9 @@ class TestGradientDescent:
         k, y, k_test = problem["k"][rows][:, rows], problem["y"][rows], problem["k_test"][:, rows]
         once = gradient_descent(problem["k"], problem["y"], learning_rate=1.0)
         doubled = gradient_descent(k, y, learning_rate=1.0)
-        torch.testing.assert_close(doubled(10**5, k_test), once(10**5, problem["k_test"]), rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(
+            doubled.predict(10**5, k_test), once.predict(10**5, problem["k_test"]), rtol=1e-7, atol=1e-8
+        )
         still = gradient_descent(torch.zeros_like(k), y, learning_rate=1e9)
         assert torch.equal(still(100), torch.zeros_like(y))
 
@@ -409,22 +548,35 @@ def test_refused_problems(function, changes, message):
         (lambda: gradient_flow(EYE, Y)(EYE), "t: expected a number or 1-d tensor"),
         (lambda: gradient_flow(EYE, Y)("a"), "t: expected a number or 1-d tensor, got 'a'"),
         # A kernel for each of two times, or members of an ensemble without their axis, would broadcast in silence.
-        (lambda: gradient_flow(EYE, Y)(torch.ones(2), EYE.expand(2, 3, 3)), r"k_test_train: expected shape \(m, 3\)"),
-        (lambda: gradient_flow(EYE.expand(2, 3, 3), Y)(1.0, EYE), r"k_test_train: expected shape \(2, m, 3\), got"),
+        (
+            lambda: gradient_flow(EYE, Y).predict(torch.ones(2), EYE.expand(2, 3, 3)),
+            r"k_test_train: expected shape \(m, 3\)",
+        ),
+        (
+            lambda: gradient_flow(EYE.expand(2, 3, 3), Y).predict(1.0, EYE),
+            r"k_test_train: expected shape \(2, m, 3\), got",
+        ),
         (lambda: kernel_ridge(EYE.expand(2, 3, 3), Y, 0.0)(EYE), r"k_test_train: expected shape \(2, m, 3\), got"),
         (
-            lambda: gradient_flow(EYE, Y, f0_train=Y.expand(2, 3, 1))(1.0, EYE, Y),
+            lambda: gradient_flow(EYE, Y, f0_train=Y.expand(2, 3, 1)).predict(1.0, EYE, Y),
             r"f0_test: expected shape \(2, 3",
         ),
         (lambda: max_learning_rate(torch.zeros(3, 3, 1, 1)), "kernel: expected shape .*see flatten_outputs"),
         (lambda: max_learning_rate(torch.zeros_like), "like: expected a tensor where kernel is a function"),
         (lambda: max_learning_rate(EYE, like=Y), "like: expected a tensor where kernel is a function, and only there"),
         (lambda: flatten_outputs(EYE), r"kernel: expected shape \(n1, n2, C, C\)"),
-        (lambda: gradient_flow(EYE, Y)(1.0, EYE[:, :2]), r"k_test_train: expected shape \(m, 3\), got \(3, 2\)"),
-        (lambda: gradient_flow(EYE, Y, f0_train=Y)(1.0, EYE), "f0_test: expected the initial function"),
-        (lambda: gradient_flow(EYE, Y)(1.0, EYE, Y), "f0_test: expected None"),
-        (lambda: gradient_flow(EYE, Y, f0_train=Y)(1.0, EYE, Y[:2]), r"f0_test: expected shape \(3, 1\), got \(2, 1\)"),
-        (lambda: gradient_flow(EYE, Y, f0_train=Y)(1.0, f0_test=Y), "k_test_train: expected a kernel, as f0_test was"),
+        (
+            lambda: gradient_flow(EYE, Y).predict(1.0, EYE[:, :2]),
+            r"k_test_train: expected shape \(m, 3\), got \(3, 2\)",
+        ),
+        (lambda: gradient_flow(EYE, Y, f0_train=Y).predict(1.0, EYE), "f0_test: expected the initial function"),
+        (lambda: gradient_flow(EYE, Y).predict(1.0, EYE, Y), "f0_test: expected None"),
+        (
+            lambda: gradient_flow(EYE, Y, f0_train=Y).predict(1.0, EYE, Y[:2]),
+            r"f0_test: expected shape \(3, 1\), got \(2, 1\)",
+        ),
+        (lambda: gradient_flow(EYE, Y).predict(1.0, None), "k_test_train: expected a torch.Tensor, got NoneType"),
+        (lambda: gradient_flow(EYE.half(), Y.half()), "k_train_train: expected float32 or float64, got torch.float16"),
         (lambda: kernel_ridge(EYE, Y, 0.0)(EYE.float()), "k_test_train: expected torch.float64"),
         (lambda: kernel_ridge(EYE, Y, 0.0)(EYE[:, 1:]), r"k_test_train: expected shape \(m, 3\), got \(3, 2\)"),
         (lambda: max_learning_rate(EYE[:2]), r"kernel: expected shape \(N, N\) or \(S, N, N\), got \(2, 3\)"),

@@ -1,6 +1,7 @@
 r"""Kernel gradient flow and descent in closed form, and the law of an ensemble; shapes as in `kernel_ridge`."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ntk_helpers._utils.checks import Arguments, require_momentum, require_non_negative, require_positive
-from ntk_helpers.dynamics.regression import check_kernel, check_problem, columns, rounding, axes_of_test, with_ridge
+from ntk_helpers.dynamics.regression import axes_of_test, check_kernel, check_problem, columns, rounding, with_ridge
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,27 @@ class _Trajectory:
     scalar_targets: bool
     has_f0: bool
 
-    def _function(self, at, k_test_train, f0_test):
-        """The function at times or steps: f0, and a function of the kernel times the difference."""
-        filtered, differences = self._filtered(at), lambda: self._divided_differences(at)
-        if k_test_train is None:
-            if f0_test is not None:
-                raise ValueError("k_test_train: expected a kernel, as f0_test was given, got None")
-            values = self.eigenvalues
+    def _on_training_points(self, at):
+        values, filtered = self.eigenvalues, self._filtered(at)
 
-            def product_rule():  # of the eigenvalue times the filter
-                return values.unsqueeze(-1) * differences() + filtered.unsqueeze(-2)
+        def differences():  # of the eigenvalue times the filter
+            return values.unsqueeze(-1) * self._divided_differences(at) + filtered.unsqueeze(-2)
 
-            f = self.f0_train + self._of_kernel(values * filtered, product_rule, self.difference)
-        else:
-            f0 = self._check_test(k_test_train, f0_test)
-            f = f0 + k_test_train.double() @ self._of_kernel(filtered, differences, self.difference)
+        return self._shaped(self.f0_train + self._of_kernel(values * filtered, differences, self.difference))
+
+    def _elsewhere(self, at, k_test_train, f0_test):
+        f0 = self._check_test(k_test_train, f0_test)
+        weights = self._of_kernel(self._filtered(at), lambda: self._divided_differences(at), self.difference)
+        return self._shaped(f0 + k_test_train.double() @ weights)
+
+    def _predict_as_once(self, at, *elsewhere):
+        """Predictions by a call with a kernel, as of version 0.1."""
+        text = "expected predict(...) for the function elsewhere; a call with a kernel will be an error in version 0.3"
+        warnings.warn(text, DeprecationWarning, stacklevel=3)
+        return self.predict(at, *elsewhere)
+
+    def _shaped(self, f):
+        """A function as the caller's targets: of their dtype, without the axis of outputs that they did not have."""
         f = f.to(self.arguments.first[1].dtype)
         return f.squeeze(-1) if self.scalar_targets else f
 
@@ -92,17 +99,24 @@ class _OfKernel(torch.autograd.Function):
 
 
 class GradientFlow(_Trajectory):
-    r"""The trajectory of kernel gradient flow, factored once; call it with times and test points.
+    """The trajectory of kernel gradient flow, factored once: ``flow(t)`` on the training points, `predict` elsewhere.
 
-    ``flow(t)`` is the function on the training points, ``flow(t, k_test_train, f0_test)`` elsewhere. The time `t` is a
-    number, infinity included, or a 1-d tensor, which gives the result a leading axis over times. `k_test_train` and
-    `f0_test` have the axes of `k_train_train` and `f0_train`, with m in the place of n; leave `f0_test` out exactly
-    where `f0_train` was left out, and both are zero.
+    The time `t` is a number, infinity included, or a 1-d tensor, which gives the result a leading axis over times.
     """
 
-    def __call__(self, t, k_test_train=None, f0_test=None):
-        """Evaluate the flow at time `t`, on the training points or where `k_test_train` says."""
-        return self._function(self._times(t), k_test_train, f0_test)
+    def __call__(self, t, *elsewhere):
+        """The function on the training points at time `t`: of the shape of the targets."""
+        if elsewhere:
+            return self._predict_as_once(t, *elsewhere)
+        return self._on_training_points(self._times(t))
+
+    def predict(self, t, k_test_train, f0_test=None):
+        """The function elsewhere at time `t`; `k_test_train` is the kernel between there and the training points.
+
+        `k_test_train` and `f0_test` have the axes of `k_train_train` and `f0_train`, with m in the place of n; leave
+        `f0_test` out exactly where `f0_train` was left out, and both are zero.
+        """
+        return self._elsewhere(self._times(t), k_test_train, f0_test)
 
     def _times(self, t):
         """Times over n C, with the axes of the residual beside their own."""
@@ -153,25 +167,30 @@ def _gauss_legendre():
 
 @dataclass(frozen=True)
 class GradientDescent(_Trajectory):
-    r"""The trajectory of kernel gradient descent, factored once; call it with numbers of steps and test points.
+    """The trajectory of kernel gradient descent, factored once: ``descent(steps)`` where trained, `predict` elsewhere.
 
-    ``descent(steps)`` is the function on the training points, ``descent(steps, k_test_train, f0_test)`` elsewhere, all
-    as in `GradientFlow` with `steps`, an integer or a sequence of them, in the place of the time.
+    `steps` is an integer, or a sequence of them, which gives the result a leading axis.
     """
 
     learning_rate: float
     momentum: float
 
-    def __call__(self, steps, k_test_train=None, f0_test=None):
-        """Evaluate the function after so many steps, on the training points or where `k_test_train` says."""
-        return self._function(_require_steps(steps), k_test_train, f0_test)
+    def __call__(self, steps, *elsewhere):
+        """The function on the training points after so many steps: of the shape of the targets."""
+        return (
+            self._predict_as_once(steps, *elsewhere) if elsewhere else self._on_training_points(_require_steps(steps))
+        )
+
+    def predict(self, steps, k_test_train, f0_test=None):
+        """The function elsewhere after so many steps; all as in `GradientFlow.predict`."""
+        return self._elsewhere(_require_steps(steps), k_test_train, f0_test)
 
     def _filtered(self, steps):
         """The displacement w along each eigenvector, of residual 1 - lambda w."""
         return self._powers(_matrix_of_a_step(self.eigenvalues, self._rate, self.momentum), steps)[..., 0, 2]
 
     def _divided_differences(self, steps):
-        """Of w: the upper right block of a power of [[M(a), M[a, b]], [0, M(b)]], for M a step, linear in eigenvalues."""
+        """Of w: the upper right block of a power of [[M(a), M[a, b]], [0, M(b)]], M a step: linear in eigenvalues."""
         step = _matrix_of_a_step(self.eigenvalues, self._rate, self.momentum)
         slope = _matrix_of_a_step(torch.ones_like(self.eigenvalues), self._rate, self.momentum)
         slope = slope - _matrix_of_a_step(torch.zeros_like(self.eigenvalues), self._rate, self.momentum)
@@ -221,8 +240,8 @@ def gradient_flow(k_train_train, y_train, *, f0_train=None, ridge=0.0):
     f0_train : Tensor (n,) or (S, n) where `y_train` is (n,), else (n, C) or (S, n, C), optional
         The function at time zero; None means zero.
     ridge : float
-        Absolute, added to the diagonal of `k_train_train` alone: test predictions tend to those of `kernel_ridge`,
-        while ``flow(t)`` on the training points tends to the targets.
+        Absolute, added to the diagonal of `k_train_train` alone, as by noise on the targets. Predictions tend to those
+        of `kernel_ridge`, while ``flow(t)``, noise included, tends to the targets.
 
     Returns
     -------
@@ -305,7 +324,7 @@ class EnsembleLaw:
         memory = flow._of_kernel(*options, self.k_test_train.double().mT).mT
         root = self.root_test - memory @ self.root_train
         covariance = root @ root.mT
-        mean = flow(t, self.k_test_train)
+        mean = flow.predict(t, self.k_test_train)
         return Law(mean, ((covariance + covariance.mT) / 2).to(mean.dtype))
 
 
