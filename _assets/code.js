@@ -22,3 +22,8 @@ function unfoldTarget() {
 if (localStorage.getItem(ALL_CODE) === "true") showAllCode(true)
 if (location.hash) unfoldTarget()
 addEventListener("hashchange", unfoldTarget)
+
+// Keys scroll what is wider than the page. The theme sees to that for what is not folded.
+addEventListener("toggle", ({ target }) => target.querySelectorAll("pre").forEach(pre => {
+  if (pre.scrollWidth > pre.clientWidth) pre.tabIndex = 0
+}), true)

@@ -14,9 +14,8 @@ IMAGE = re.compile(r'<img\b(?![^>]*\s(?:width|height)=")[^>]*?\ssrc="(?!https?:|
 # The theme opens what is to be downloaded, raw, in a new tab.
 OPENED, DOWNLOADED = re.compile(r'target="_blank"(\s+class="btn btn-sm btn-download-)'), r"download\1"
 # The entries of a bibliography are in a list, and what is in a list are its items.
-ENTRY, ITEM = 'role="doc-biblioentry"', 'role="listitem"'
-# What is in a folded cell is said by its label, to those who hear it too.
-UNSAID = ' aria-label="Toggle hidden content"'
+# What is in a folded cell is said by its label, to those who hear it too; and the fonts of print have no emoji.
+MENDED = {'role="doc-biblioentry"': 'role="listitem"', ' aria-label="Toggle hidden content"': "", "✅": "✓"}
 CSS_INCH = 96  # pixels
 
 
@@ -27,8 +26,9 @@ def _finish(app, exception):
     for path in [path for pattern in UNUSED for path in (site / "_static").rglob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for page in site.rglob("*.html"):
-        html = ICON_SCRIPT.sub("", page.read_text(encoding="utf-8")).replace(ENTRY, ITEM).replace(UNSAID, "")
-        html = OPENED.sub(DOWNLOADED, html)
+        html = OPENED.sub(DOWNLOADED, ICON_SCRIPT.sub("", page.read_text(encoding="utf-8")))
+        for found, mended in MENDED.items():
+            html = html.replace(found, mended)
         page.write_text(
             IMAGE.sub(lambda m, page=page: m[0] + _size(page.parent / unquote(m[1])), html), encoding="utf-8"
         )

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import yaml
 from chapters import ROOT
 from playwright.sync_api import sync_playwright
 
@@ -79,8 +80,11 @@ def patient(tab):
 
 
 def html_pages():
-    """The paths of the site's pages."""
-    return sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if "_static" not in p.parts)
+    """The paths of the site's pages, without the old addresses that lead to them."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    old = {SITE / f"{docname}.html" for docname in config["sphinx"]["config"]["redirects"]}
+    pages = (p for p in SITE.rglob("*.html") if "_static" not in p.parts and p not in old)
+    return sorted(p.relative_to(SITE).as_posix() for p in pages)
 
 
 def open_page(browser, address, page, view):
