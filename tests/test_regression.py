@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -98,7 +99,8 @@ def images():
     pictures = torch.einsum("nb,nbi,nbj->nij", draws[..., 2], along, across).flatten(1)
     labels = torch.sign((draws[..., 2] * (draws[..., 0] - 0.5)).sum(1))
     x = pictures + 0.02 * torch.randn(650, 144, generator=g, dtype=torch.float64)
-    return ntk_kernel(x[:500], depth=2), ntk_kernel(x[500:], x[:500], depth=2), labels[:500]
+    kernel = partial(ntk_kernel, depth=2, b_std=0.1)
+    return kernel(x[:500]), kernel(x[500:], x[:500]), labels[:500]
 
 
 class TestSinglePrecision:
