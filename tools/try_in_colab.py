@@ -66,17 +66,8 @@ def run(notebooks):
             (Path(folder) / name).mkdir(parents=True)
             nbformat.write(notebook, Path(folder) / name / f"{Path(name).name}.ipynb")
         options = ["--nbmake", f"--nbmake-timeout={CELL_TIMEOUT}", "--numprocesses=auto", "--dist=worksteal"]
-        pytest = [
-            PYTHON,
-            "-m",
-            "pytest",
-            *options,
-            "--durations=0",
-            "--durations-min=0",
-            "-p",
-            "no:cacheprovider",
-            "-q",
-        ]
+        options += ["--durations=0", "--durations-min=0", "-p", "no:cacheprovider", "-q"]
+        pytest = [PYTHON, "-m", "pytest", *options]
         return subprocess.run([*pytest, "."], cwd=folder, env=os.environ | ALONE, check=False).returncode == 0
 
 
