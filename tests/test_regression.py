@@ -587,3 +587,50 @@ def test_refused_problems(function, changes, message):
 def test_refused_calls(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_what_is_solved_says_what_it_is(problem):
+    k, y = problem["k"], problem["y"]
+    both = torch.stack([k, k])
+    assert repr(gradient_flow(k, y)) == "GradientFlow(n=12, C=2, torch.float64)"
+    assert repr(kernel_ridge(k.float(), y[:, 0].float(), 1.0)) == "KernelRidge(n=12, C=1, torch.float32)"
+    assert (
+        repr(gradient_descent(both, y, learning_rate=0.1)) == "GradientDescent(2 problems of n=12, C=2, torch.float64)"
+    )
+    assert repr(ensemble_law(Y_LONG, NNGP)) == "EnsembleLaw(2 points, GradientFlow(n=3, C=1, torch.float64))"
+    assert gradient_flow(k, y) != gradient_flow(k, y)  # of tensors, no truth value
+
+
+@pytest.mark.parametrize("t", [0.0, 3.0])
+def test_where_the_kernel_is_zero_predictions_grow_with_time(t):
+    """(1 - exp(-lambda t)) / lambda is t at lambda = 0: with K = 0 on the training points, f(x) = t k(x, X) y / n."""
+    k_test = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    flow = gradient_flow(torch.zeros(3, 3, dtype=torch.float64), Y_LONG)
+    assert flow.predict(t, k_test).item() == pytest.approx(t * 6 / 3)
+    assert flow.predict(math.inf, k_test).item() == 0  # the pseudo-inverse
+    assert torch.equal(flow(t), torch.zeros(3, dtype=torch.float64))
+
+
+def test_rounding_below_zero_is_no_learning_rate():
+    """A kernel that is zero to rounding has no largest stable learning rate, whatever the sign of the rounding."""
+    assert max_learning_rate(-1e-30 * torch.eye(2, dtype=torch.float64)) == math.inf
+    like = torch.ones(3, dtype=torch.float64)
+    assert max_learning_rate(lambda v: -1e-30 * v, like=like) == math.inf
+
+
+@pytest.mark.parametrize(("dtype", "fine", "wrong"), [(torch.float64, 1e-9, 1e-7), (torch.float32, 1e-4, 1e-3)])
+def test_kernels_are_symmetric_to_half_the_digits(dtype, fine, wrong):
+    y, skew = torch.ones(2, dtype=dtype), torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=dtype)
+    kernel_ridge(torch.eye(2, dtype=dtype) + fine * skew, y, 0.1)
+    with pytest.raises(ValueError, match="k_train_train: expected a symmetric matrix, got entries that differ by"):
+        kernel_ridge(torch.eye(2, dtype=dtype) + wrong * skew, y, 0.1)
+
+
+def test_pivots_are_judged_beside_the_ridge():
+    """Where a ridge is all there is beside a much larger matrix of ones, the pivots tell whether it was lost."""
+    ones, y = torch.ones(3, 3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(kernel_ridge(ones, y, 1e-9)(ones), y, rtol=1e-6, atol=0)
+    with pytest.raises(torch.linalg.LinAlgError, match="singular to rounding"):
+        kernel_ridge(ones, y, 1e-15)
+    with pytest.raises(torch.linalg.LinAlgError, match=r"ridge=1e\+20"):
+        kernel_ridge(-1e20 * torch.eye(3, dtype=torch.float64), y, 1e20)

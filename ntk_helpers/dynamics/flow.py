@@ -2,6 +2,7 @@ r"""Kernel gradient flow and descent in closed form, and the law of an ensemble;
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -12,10 +13,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ntk_helpers._utils.checks import Arguments, require_momentum, require_non_negative, require_positive
-from ntk_helpers.dynamics.regression import axes_of_test, check_kernel, check_problem, columns, rounding, with_ridge
+from ntk_helpers.dynamics.regression import (
+    axes_of_test,
+    check_kernel,
+    check_problem,
+    columns,
+    described,
+    rounding,
+    with_ridge,
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Trajectory:
     """Kernel regression along a path in function space, factored once; all in float64."""
 
@@ -27,6 +36,9 @@ class _Trajectory:
     arguments: Arguments  # of the problem, which those of a prediction must go with
     scalar_targets: bool
     has_f0: bool
+
+    def __repr__(self):
+        return f"{type(self).__name__}({described(self.difference, self.kernel, self.arguments)})"
 
     def _on_training_points(self, at):
         values, filtered = self.eigenvalues, self._filtered(at)
@@ -104,13 +116,13 @@ class GradientFlow(_Trajectory):
     The time `t` is a number, infinity included, or a 1-d tensor, which gives the result a leading axis over times.
     """
 
-    def __call__(self, t, *elsewhere):
+    def __call__(self, t: float | Tensor, *elsewhere: Tensor | None) -> Tensor:
         """The function on the training points at time `t`: of the shape of the targets."""
         if elsewhere:
             return self._predict_as_once(t, *elsewhere)
         return self._on_training_points(self._times(t))
 
-    def predict(self, t, k_test_train, f0_test=None):
+    def predict(self, t: float | Tensor, k_test_train: Tensor, f0_test: Tensor | None = None) -> Tensor:
         """The function elsewhere at time `t`; `k_test_train` is the kernel between there and the training points.
 
         `k_test_train` and `f0_test` have the axes of `k_train_train` and `f0_train`, with m in the place of n; leave
@@ -165,7 +177,7 @@ def _gauss_legendre():
     return ((nodes + 1) / 2).tolist(), (weights / 2).tolist()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GradientDescent(_Trajectory):
     """The trajectory of kernel gradient descent, factored once: ``descent(steps)`` where trained, `predict` elsewhere.
 
@@ -175,13 +187,13 @@ class GradientDescent(_Trajectory):
     learning_rate: float
     momentum: float
 
-    def __call__(self, steps, *elsewhere):
+    def __call__(self, steps: int | Sequence[int], *elsewhere: Tensor | None) -> Tensor:
         """The function on the training points after so many steps: of the shape of the targets."""
         return (
             self._predict_as_once(steps, *elsewhere) if elsewhere else self._on_training_points(_require_steps(steps))
         )
 
-    def predict(self, steps, k_test_train, f0_test=None):
+    def predict(self, steps: int | Sequence[int], k_test_train: Tensor, f0_test: Tensor | None = None) -> Tensor:
         """The function elsewhere after so many steps; all as in `GradientFlow.predict`."""
         return self._elsewhere(_require_steps(steps), k_test_train, f0_test)
 
@@ -219,7 +231,9 @@ def _matrix_of_a_step(eigenvalues, rate, momentum):
     return torch.stack([displacement, velocity, torch.stack([zeros, zeros, ones], -1)], -2)
 
 
-def gradient_flow(k_train_train, y_train, *, f0_train=None, ridge=0.0):
+def gradient_flow(
+    k_train_train: Tensor, y_train: Tensor, *, f0_train: Tensor | None = None, ridge: float = 0.0
+) -> GradientFlow:
     r"""Gradient flow on half the mean square error, for a fixed kernel: closed form at every time.
 
     .. math:: f_t(X) = y + e^{-t \tilde K / (nC)} (f_0(X) - y),
@@ -256,7 +270,15 @@ def gradient_flow(k_train_train, y_train, *, f0_train=None, ridge=0.0):
     return GradientFlow(*_factored(k_train_train, y_train, f0_train, ridge))
 
 
-def gradient_descent(k_train_train, y_train, *, learning_rate, momentum=0.0, f0_train=None, ridge=0.0):
+def gradient_descent(
+    k_train_train: Tensor,
+    y_train: Tensor,
+    *,
+    learning_rate: float,
+    momentum: float = 0.0,
+    f0_train: Tensor | None = None,
+    ridge: float = 0.0,
+) -> GradientDescent:
     r"""Gradient descent on half the mean square error, for a fixed kernel: closed form after any number of steps.
 
     Without momentum, and with :math:`\tilde K = K + \mathrm{ridge}\, I`,
@@ -305,7 +327,7 @@ class Law(NamedTuple):
     covariance: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class EnsembleLaw:
     """The law of infinitely wide networks in training: ``law(t)`` is their mean (m, C) and covariance (m, m) at time t.
 
@@ -317,7 +339,10 @@ class EnsembleLaw:
     root_train: Tensor  # (n, n + m), in float64 as the next: of the symmetric root of the initial covariance, its rows
     root_test: Tensor  # (m, n + m)
 
-    def __call__(self, t):
+    def __repr__(self):
+        return f"EnsembleLaw({len(self.k_test_train)} points, {self.flow!r})"
+
+    def __call__(self, t: float | Tensor) -> Law:
         """The law at time `t`, a number, infinity included, or a 1-d tensor."""
         flow, times = self.flow, self.flow._times(t)
         options = flow._filtered(times), lambda: flow._divided_differences(times)
@@ -328,7 +353,7 @@ class EnsembleLaw:
         return Law(mean, ((covariance + covariance.mT) / 2).to(mean.dtype))
 
 
-def ensemble_law(y_train, nngp, ntk=None, *, ridge=0.0):
+def ensemble_law(y_train: Tensor, nngp: Tensor, ntk: Tensor | None = None, *, ridge: float = 0.0) -> EnsembleLaw:
     r"""Mean and covariance, over random initializations, of infinitely wide networks trained by gradient flow.
 
     The initial functions are Gaussian with covariance K, the NNGP kernel, and each follows the flow of `gradient_flow`

@@ -21,7 +21,7 @@ from ntk_helpers._utils.checks import Arguments, require_non_negative
 ENTRY = 4
 
 
-def flatten_outputs(kernel):
+def flatten_outputs(kernel: Tensor) -> Tensor:
     """Kernel (n1, n2, C, C) of all pairs of outputs as the matrix (n1 C, n2 C) over pairs (point, output).
 
     The order is that of ``y.reshape(-1)`` for targets (n, C). With a leading axis S, it stays.
@@ -31,7 +31,7 @@ def flatten_outputs(kernel):
     return kernel.movedim(-2, -3).flatten(-2, -1).flatten(-3, -2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class KernelRidge:
     """A fitted kernel ridge regression: a function of ``k_test_train`` (m, n) to predictions (m,) or (m, C).
 
@@ -43,14 +43,17 @@ class KernelRidge:
     kernel_axes: str
     scalar_targets: bool
 
-    def __call__(self, k_test_train):
+    def __repr__(self):
+        return f"KernelRidge({described(self.dual_coefficients, self.dual_coefficients, self.arguments)})"
+
+    def __call__(self, k_test_train: Tensor) -> Tensor:
         """Predict at the test points: the kernel between them and the training points, times the coefficients."""
         self.arguments.copy().tensor("k_test_train", k_test_train, self.kernel_axes)
         prediction = (k_test_train.double() @ self.dual_coefficients).to(k_test_train.dtype)
         return prediction.squeeze(-1) if self.scalar_targets else prediction
 
 
-def kernel_ridge(k_train_train, y_train, ridge):
+def kernel_ridge(k_train_train: Tensor, y_train: Tensor, ridge: float) -> KernelRidge:
     r"""Fit :math:`f(x) = k(x, X) (K + \mathrm{ridge}\, I)^{-1} y` by Cholesky factorization.
 
     Parameters
@@ -93,6 +96,14 @@ def _require_positive_pivots(factor, failed, kernel, ridge):
             f"nearly are. Pass a larger ridge, for example ridge={1e4 * bound:.0e}, or use gradient_flow, which needs "
             "no inverse"
         )
+
+
+def described(functions, kernel, arguments):
+    """What a solved problem was, in a few words."""
+    problems = max((len(t) for t in (functions, kernel) if t.ndim == 3), default=0)
+    several = f"{problems} problems of " if problems else ""
+    n, outputs = functions.shape[-2:]
+    return f"{several}n={n}, C={outputs}, {arguments.first[1].dtype}"
 
 
 def rounding(kernel, largest):

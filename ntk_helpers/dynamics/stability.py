@@ -1,13 +1,16 @@
 """When gradient descent is stable."""
 
+from collections.abc import Callable
+
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
 
 from ntk_helpers._utils.checks import Arguments
 from ntk_helpers.dynamics.regression import check_kernel
 
 
-def max_learning_rate(kernel, like=None):
+def max_learning_rate(kernel: Tensor | Callable[[Tensor], Tensor], like: Tensor | None = None) -> Tensor:
     r"""Learning rate at which gradient descent on half the mean square error becomes unstable, :math:`2 N / \lambda_1`.
 
     Parameters
