@@ -200,7 +200,7 @@ class Wrong(nn.Module):
         self.w = nn.Parameter(torch.ones(1, dtype=torch.float64))
 
     def forward(self, x):
-        return (self.w * x).unsqueeze(-1)
+        return (self.w * x).unsqueeze(0)
 
 
 NET = MLP(3, 4, 1, seed=0)
@@ -225,17 +225,25 @@ BROKEN.weights[0].data[0, 0] = torch.nan
         ((NET, X), {"chunk_size": 2.0}, "chunk_size: expected an int, got float"),
         ((torch.relu, X), {}, "model: expected a torch.nn.Module, got builtin_function_or_method"),
         ((nn.ReLU(), X), {}, "model: expected trainable parameters, got none"),
-        ((nn.Sequential(nn.Linear(3, 2), nn.Dropout()).double(), X), {}, "got 1, a Dropout in training mode"),
-        ((nn.BatchNorm1d(3).double(), X), {}, r"BatchNorm1d in training mode, where .*; call model.eval\(\)"),
+        (
+            (nn.Sequential(nn.Linear(3, 2), nn.Dropout()).double(), X),
+            {},
+            "got some by 1, a Dropout in training mode; call model.eval\\(\\)",
+        ),
+        (
+            (nn.BatchNorm1d(3).double(), X),
+            {},
+            r"samples in the batch.*BatchNorm1d in training mode; call model.eval\(\)",
+        ),
         (
             (nn.BatchNorm1d(3, track_running_stats=False).double().eval(), X),
             {},
-            "BatchNorm1d without running statistics, where .*; keep track_running_stats=True",
+            "samples in the batch.*BatchNorm1d without running statistics; keep track_running_stats=True",
         ),
         ((BROKEN, X), {}, "parameter weights.0: expected finite values, got 1 NaN or infinite of 12"),
         ((MLP(3, 4, 1, seeds=[0, 1], activation=nn.PReLU(dtype=torch.float64)), X), {}, "expected a leading axis of 2"),
-        ((NET, X[:, :2]), {}, r"x: expected shape \(n, 3\), got \(1, 2\)"),
-        ((Wrong(), X), {}, r"model: expected output \(n, C\) or \(n,\), got \(1, 3, 1\) for n = 1"),
+        ((NET, X[:, :2]), {}, r"got on 2: x: expected shape \(n, 3\), got \(2, 2\)"),
+        ((Wrong(), X), {}, r"model: expected output \(n, ...\), a row for each sample, got \(1, 3, 3\) for n = 3"),
     ],
 )
 def test_refusals(arguments, options, message):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ntk_helpers import MLP, empirical_ntk, linearize, ntk_vector_product
+from ntk_helpers.kernels import _gram, _methods
 
 METHODS = ["auto", "jacobian", "vector_product"]
 
@@ -312,7 +313,7 @@ class Branches(nn.Module):
         self.readout = nn.Linear(3, 2)
 
     def forward(self, x):
-        return self.readout(x if x.sum() > 0 else torch.tanh(x))
+        return torch.cat([self.readout(row if row.sum() > 0 else torch.tanh(row)) for row in x.split(1)])
 
 
 VECTORS, TOKENS, SEQUENCES = (3,), torch.randint(0, 7, (7, 5), generator=torch.Generator().manual_seed(0)), (4, 3)
@@ -428,12 +429,12 @@ def frozen_scale(self, x):
 
 
 def branches(self, x):
-    h = torch.tanh(self.a(x))
-    return self.c(torch.tanh(self.b(h)) if x.sum() < 0 else h)
+    h = [torch.tanh(self.a(row)) for row in x.split(1)]
+    return torch.cat([self.c(torch.tanh(self.b(row)) if row.sum() < 0 else row) for row in h])
 
 
 def experts(self, x):
-    return (self.a if self.c(x)[0, 0] > 0 else self.b)(x)
+    return torch.cat([(self.a if self.c(row)[0, 0] > 0 else self.b)(row) for row in x.split(1)])
 
 
 def derivative(self, x):
@@ -527,7 +528,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, size):
         super().__init__()
-        self.ensemble_size = size
+        self.ntk_ensemble_size = size
         self.w, self.slope, self.v = parameter(size, 4, 3), parameter(size, 4), parameter(size, 2, 4)
 
     def forward(self, x):
@@ -737,6 +738,54 @@ def test_memory_follows_the_chunks(normal, method):
     assert whole.numel >= 32 * per_point
 
 
+@pytest.mark.parametrize("output", ["trace", "diagonal"])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_some_outputs_at_a_time(normal, monkeypatch, output, chunk_size):
+    """Layers by their Gram products, and a norm by its Jacobian, three outputs at a time or fewer."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.RMSNorm(4), nn.Tanh(), nn.Linear(4, 7)).double(), normal(5, 3)
+    expected = sum(by_autograd(model, x, x[:3], output).values())
+    monkeypatch.setattr(_methods, "HELD", 3 * (chunk_size or 5) * (4 + 7))
+    assert_all_methods_agree(model, x, x[:3], output, chunk_size=chunk_size)
+    assert_equal_kernels(empirical_ntk(model, x, x[:3], output=output, chunk_size=chunk_size), expected)
+    symmetric = empirical_ntk(model, x, output=output, chunk_size=chunk_size)
+    assert_equal_kernels(symmetric, sum(by_autograd(model, x, x, output).values()))
+    ensemble = MLP(3, 6, 2, 7, seeds=[0, 1])
+    kernels = empirical_ntk(ensemble, x, output=output, chunk_size=chunk_size)
+    singles = [empirical_ntk(MLP(3, 6, 2, 7, seed=seed), x, output=output) for seed in (0, 1)]
+    torch.testing.assert_close(kernels, torch.stack(singles), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["layerwise", "jacobian"])
+def test_memory_does_not_grow_with_the_outputs(normal, monkeypatch, method):
+    """Of 512 pixels out, at most as many at once as are allowed: 16 of 2 pictures, or the gradients of them."""
+    convolutions = nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 3, padding=1)
+    model, x = nn.Sequential(*convolutions, nn.Flatten()).double(), normal(2, 1, 16, 16)
+    numbers = (4 + 2) * 16 * 16 if method == "layerwise" else sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(_methods, "HELD", 16 * 2 * numbers)
+    with Largest() as largest:
+        kernel = empirical_ntk(model, x, output="trace", method=method)
+    assert largest.numel <= 9 * 16 * 2 * 4 * 16 * 16  # patches of 9 pixels
+    monkeypatch.undo()
+    with Largest() as whole:
+        assert_equal_kernels(kernel, empirical_ntk(model, x, output="trace", method=method))
+    assert whole.numel > largest.numel
+
+
+@pytest.mark.parametrize("output", ["full", "trace", "diagonal"])
+def test_mirrored_in_place(normal, output, monkeypatch):
+    monkeypatch.setattr(_gram, "ROWS", 3)
+    kernel = normal(2, 40, 40, *{"full": (3, 3), "trace": (), "diagonal": (3,)}[output])
+    before = kernel.clone()
+    _gram.mirrored(kernel, output)
+    flipped = kernel.transpose(1, 2)
+    assert torch.equal(kernel, flipped.transpose(3, 4) if output == "full" else flipped)
+    for i in range(40):
+        assert torch.equal(kernel[:, i, i + 1 :], before[:, i, i + 1 :])
+        on_diagonal, was = kernel[:, i, i], before[:, i, i]
+        assert torch.equal(on_diagonal.triu(), was.triu()) if output == "full" else torch.equal(on_diagonal, was)
+
+
 def test_symmetric_kernels_compute_half_the_tiles(normal):
     model, x = MLP(2, 4, 1, seed=0), normal(12, 2)
     calls = []
@@ -745,7 +794,7 @@ def test_symmetric_kernels_compute_half_the_tiles(normal):
     for x2 in (None, x):
         calls.clear()
         empirical_ntk(model, x, x2, chunk_size=3)
-        counts[x2 is None] = len(calls) - 2  # two to probe the model
+        counts[x2 is None] = len(calls) - 5  # five to probe the model
     assert counts == {True: 4 + 6, False: 4 + 16}  # four chunks of rows, each with the chunks of columns not yet met
 
 
@@ -788,7 +837,7 @@ INTEGERS, FLOATS = torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3)
 @pytest.mark.parametrize(
     ("model", "x", "message"),
     [
-        (nn.Linear(3, 2), INTEGERS, "x1: expected a floating-point dtype, got torch.int64"),
+        (nn.Linear(3, 2), INTEGERS, r"if it takes no torch.int64, convert the inputs, x.to\(dtype\)"),
         (Noisy(3, 2), FLOATS, "model: expected no random numbers to be drawn"),
         (Counting(3, 2), FLOATS, "model: expected the same output at every call"),
         (nn.RNN(3, 2, batch_first=True), torch.ones(2, 4, 3), "model: expected a tensor as output, got tuple"),

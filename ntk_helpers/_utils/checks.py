@@ -1,10 +1,13 @@
 """Checks at the boundary: one line a check, each naming the argument, what was expected and what came."""
 
 import math
+import operator
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ntk_helpers._utils.functional import ensemble_size
 
@@ -34,22 +37,28 @@ class Arguments:
         self.like_the_first(name, value)
 
     def inputs(self, name, x, model):
-        """Check the inputs of a model: a tensor (n, ...), n > 0, of integers only if the model embeds them."""
+        """Check the inputs of a model: a tensor (n, ...), n > 0; whether it takes integers, the model says itself."""
         require_tensor(name, x)
         if x.ndim == 0 or len(x) == 0:
             raise ValueError(f"{name}: expected shape (n, ...) with n > 0, got {tuple(x.shape)}")
-        embeds = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in model.modules())
-        self.like_the_first(name, x, integers=embeds)
+        self.like_the_first(name, x, integers=True)
 
     def like_the_first(self, name, value, integers=False):
         """Check only that the values are real, finite, and of the dtype and device of the arguments before."""
+        if value.is_complex():
+            remedy = (
+                "hold the real and imaginary parts, torch.view_as_real, and put them together by torch.view_as_complex"
+            )
+            raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}; {remedy} inside the model")
         if not (integers or value.is_floating_point()):
             raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
         first_name, first = self.first = self.first or (name, value)
         if value.is_floating_point() and value.dtype != first.dtype:
-            raise TypeError(f"{name}: expected {first.dtype}, the dtype of {first_name}, got {value.dtype}")
+            expected = f"{first.dtype}, the dtype of {first_name}"
+            raise TypeError(f"{name}: expected {expected}, got {value.dtype}; convert one of them, .to(dtype)")
         if value.device != first.device:
-            raise ValueError(f"{name}: expected device {first.device}, that of {first_name}, got {value.device}")
+            expected = f"device {first.device}, that of {first_name}"
+            raise ValueError(f"{name}: expected {expected}, got {value.device}; move one of them, .to(device)")
         require_finite(name, value)
 
     def _check_shape(self, name, shape, axes, optional):
@@ -68,6 +77,9 @@ def require_trainable(model):
     """The trainable parameters of a model as a dict by name; raise unless there are some, finite and of one kind."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    for name, p in model.named_parameters():
+        if is_lazy(p):
+            raise ValueError(f"model: expected parameters with shapes, but {name} is lazy; call the model on x once")
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not params:
         raise ValueError("model: expected trainable parameters, got none")
@@ -91,9 +103,17 @@ def require_scales(w_std, b_std, parameterization):
 
 
 def require_tensor(name, value):
-    """Raise TypeError unless `value` is a tensor."""
+    """Raise TypeError unless `value` is a dense tensor of numbers."""
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        remedies = {np.ndarray: "torch.as_tensor makes one", dict: "wrap the model in one that takes a single tensor"}
+        remedy = next((text for kind, text in remedies.items() if isinstance(value, kind)), "torch.tensor makes one")
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}; {remedy}")
+    if value.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got a nested one; torch.nested.to_padded_tensor makes one")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got one of {value.layout}; {name}.to_dense() makes one")
+    if value.is_quantized:
+        raise TypeError(f"{name}: expected a tensor of numbers, got a quantized one; {name}.dequantize() makes one")
 
 
 def require_finite(name, value):
@@ -131,8 +151,13 @@ def require_momentum(momentum):
 
 
 def require_integer(name, value, at_least):
-    """Raise unless `value` is an int, at least so large."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < at_least:
-        raise ValueError(f"{name}: expected at least {at_least}, got {value}")
+    """The value as an int; raise unless it is an integer of Python, NumPy or a tensor of one, at least so large."""
+    try:
+        if getattr(value, "dtype", type(value)) in (bool, torch.bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
+    if number < at_least:
+        raise ValueError(f"{name}: expected at least {at_least}, got {number}")
+    return number

@@ -1,14 +1,19 @@
 """A model in another state, and left as it was."""
 
+import threading
+from contextlib import contextmanager
 from functools import wraps
 
 import torch
 from torch import nn
 
+# Called with other parameters, a model holds them while it runs, for all threads to see; and models share modules.
+_ALONE = threading.RLock()
+
 
 def ensemble_size(model):
-    """How many members the ensemble has; None for a single network."""
-    return getattr(model, "ensemble_size", None)
+    """How many members the ensemble has, its attribute `ntk_ensemble_size`; None for a single network."""
+    return getattr(model, "ntk_ensemble_size", None)
 
 
 def call(model, state, x):
@@ -28,19 +33,32 @@ def call(model, state, x):
     return torch.func.functional_call(model, slots, x, tie_weights=False)
 
 
-def leaves_the_model(function):
-    """Let a function of a model put back the attributes of all its modules: some cache what they computed."""
+@contextmanager
+def borrowed(model):
+    """A model for one thread at a time; in the end its modules have back all their attributes: some cache results.
 
-    @wraps(function)
-    def wrapper(model, *args, **options):
+    Meanwhile those that `Module.compile` has compiled run as they are written, for `torch.func` to follow.
+    """
+    with _ALONE:
         modules = list(model.modules()) if isinstance(model, nn.Module) else []
         before = [dict(vars(module)) for module in modules]
+        for module in modules:
+            vars(module).pop("_compiled_call_impl", None)
         try:
-            return function(model, *args, **options)
+            yield
         finally:
             for module, attributes in zip(modules, before, strict=True):
                 vars(module).clear()
                 vars(module).update(attributes)
+
+
+def leaves_the_model(function):
+    """Let a function of a model have it `borrowed`."""
+
+    @wraps(function)
+    def wrapper(model, *args, **options):
+        with borrowed(model):
+            return function(model, *args, **options)
 
     return wrapper
 

@@ -1,9 +1,12 @@
 """Arithmetic as written: no TF32, no autocast, attention by its formula."""
 
-from contextlib import contextmanager
+import threading
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_lock, _users, _switches = threading.Lock(), 0, ExitStack()
 
 
 @contextmanager
@@ -12,8 +15,30 @@ def full_precision():
 
     On CUDA, convolutions use TF32 by default, of 11 bits; `torch.set_float32_matmul_precision` and `torch.autocast`
     allow as little elsewhere. Attention is computed as its formula says, since the fused kernels lack some derivatives,
-    and inference mode, which has none, ends.
+    and inference mode, which has none, ends. What is set for all threads is set while any of them is inside.
     """
+    global _users
+    with _lock:
+        if _users == 0:
+            _switches.enter_context(_switched())
+        _users += 1
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _switches.close()
+
+
+@contextmanager
+def _switched():
+    """The settings that PyTorch keeps for all threads together."""
     backends = torch.backends
     operations = [
         *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
@@ -26,12 +51,7 @@ def full_precision():
         backends.mha.set_fastpath_enabled(False)
         for operation, _ in lowered:
             operation.fp32_precision = "ieee"
-        with (
-            torch.inference_mode(False),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-            sdpa_kernel(SDPBackend.MATH),
-        ):
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         backends.mha.set_fastpath_enabled(fast_attention)

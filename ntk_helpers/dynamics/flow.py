@@ -396,7 +396,8 @@ def ensemble_law(y_train: Tensor, nngp: Tensor, ntk: Tensor | None = None, *, ri
     if ntk is None:
         start.diagonal()[:n] += ridge
     eigenvalues, eigenvectors = torch.linalg.eigh(start.detach())
-    roots, identity = _without_rounding(eigenvalues, nngp, "nngp").sqrt(), torch.eye(len(start)).to(start)
+    roots = _without_rounding(eigenvalues, nngp, "nngp").sqrt()
+    identity = torch.eye(len(start), dtype=start.dtype, device=start.device)
 
     def differences():
         both = roots.unsqueeze(-1) + roots.unsqueeze(-2)
@@ -420,7 +421,7 @@ def _factored(k_train_train, y_train, f0_train, ridge):
 def _require_steps(steps):
     """The number of steps as an int, or several as a list of them."""
     try:
-        values = torch.as_tensor(steps)
+        values = torch.as_tensor(steps, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"steps: expected an integer or a sequence of integers, got {steps!r}") from None
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:

@@ -48,8 +48,8 @@ def _largest_eigenvalue(product, like):
     def on_array(v):
         return product(torch.from_numpy(v).to(like).reshape(like.shape)).detach().cpu().numpy().reshape(-1)
 
-    size, generator = like.numel(), torch.Generator().manual_seed(0)
-    start = torch.randn(size, generator=generator, dtype=torch.float64).to(like).cpu().numpy()
+    size, generator = like.numel(), torch.Generator("cpu").manual_seed(0)
+    start = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(like).cpu().numpy()
     image = on_array(start)
     if size == 1 or not image.any():  # of which eigsh can't start
         return like.new_tensor(image[0] / start[0])

@@ -7,6 +7,7 @@ themselves for its diagonal; what a kernel does not need has size 1.
 import torch
 
 STRIP = 2**18  # numbers in a strip of a Gram matrix: it stays in the cache
+ROWS = 128  # of a kernel mirrored at once
 
 
 def gram(s1, s2, output):
@@ -48,15 +49,24 @@ def arranged(block, output):
 
 
 def mirrored(kernel, output):
-    """A kernel (..., n, n) or (..., n, n, C, C), made of its upper triangle alone: symmetric to the last bit."""
-    if output == "full":
-        *_, n, _, outputs, _ = kernel.shape
-        flipped = kernel.transpose(-4, -3).transpose(-2, -1)
-        index = torch.arange(n * outputs, device=kernel.device).reshape(n, 1, outputs, 1)
-        return torch.where(index > index.transpose(0, 1).transpose(2, 3), flipped, kernel)
-    if output == "diagonal":
-        return mirrored(kernel.movedim(-1, 0), "trace").movedim(0, -1)
-    return kernel.triu() + kernel.triu(1).mT
+    """Write the upper triangle of kernels (S, n, n, ...) over the lower, in place: symmetric to the last bit."""
+    for start in range(0, kernel.shape[1], ROWS):
+        stop = start + ROWS
+        corner = kernel[:, start:stop, start:stop]
+        corner.copy_(_symmetric(corner, output))
+        kernel[:, stop:, start:stop] = _flipped(kernel[:, start:stop, stop:], output)
+
+
+def _symmetric(kernel, output):
+    n, outputs = kernel.shape[1], kernel.shape[3] if output == "full" else 1
+    index = torch.arange(n * outputs, device=kernel.device).reshape(n, 1, outputs, 1)
+    upper = (index <= index.transpose(0, 1).transpose(2, 3)).reshape(n, n, *[outputs] * (kernel.ndim - 3))
+    return torch.where(upper, kernel, _flipped(kernel, output))
+
+
+def _flipped(kernel, output):
+    flipped = kernel.transpose(1, 2)
+    return flipped.transpose(3, 4) if output == "full" else flipped
 
 
 def output_pairs(outputs, output):

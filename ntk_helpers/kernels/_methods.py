@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
 import torch
-from torch.func import vjp, vmap
+from torch.func import vmap
 
 from ntk_helpers._utils.functional import split, state_of, states
 from ntk_helpers.kernels._gram import from_full, gradient_gram
@@ -19,6 +20,10 @@ logger = logging.getLogger("ntk_helpers.empirical")
 # parameters, all members of an ensemble at once are quicker than one after the other.
 FEW_POINTS, LARGE_JACOBIAN, SMALL_NETWORK = 8, 10**7, 10**6
 
+HELD = (
+    2**24
+)  # numbers that depend on the output, about, at once; every further chunk of outputs is one more forward pass
+
 
 class _Part(NamedTuple):
     """One method, for some of the parameters."""
@@ -26,41 +31,49 @@ class _Part(NamedTuple):
     features: Callable  # (params, rest, x) to all that the method keeps of a chunk of points: a dict of tensors
     blocks: Callable  # (params, rest, features, features) to tuples (name, rows, columns, block), laid out by `_gram`
     batched: bool  # whether features are computed for all members of an ensemble at once
-    name: str
+    numbers: int  # of a sample's features, for each output
 
 
 def parts(probe, method, output, per_layer, x1, x2):
-    """The methods that cover all parameters between them."""
+    """The methods that cover all parameters between them: functions of the probe, whole or of some outputs."""
+    by_jacobian = partial(_jacobian_part, output=output)
+    by_products = partial(_vector_product_part, output=output, per_layer=per_layer)
     if method == "jacobian":
-        return [_jacobian_part(probe, list(probe.sizes), output)]
+        return [partial(by_jacobian, names=list(probe.sizes))]
     if method == "vector_product":
-        return [_vector_product_part(probe, list(probe.sizes), output, per_layer)]
+        return [partial(by_products, names=list(probe.sizes))]
     if method == "layerwise" and probe.left:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in probe.left.items())
         raise ValueError(f'method: expected parameters that have Gram products for "layerwise", got {reasons}')
-    parts = [_layerwise_part(probe, output, per_layer)] if probe.sites else []
+    parts = [partial(_layerwise_part, output=output, per_layer=per_layer)] if probe.sites else []
     if left := list(probe.left):
         size = sum(probe.sizes[name] for name in left)
-        worth_it = min(len(x1), len(x2)) <= FEW_POINTS and (len(x1) + len(x2)) * probe.outputs * size >= LARGE_JACOBIAN
-        if worth_it and _has_products(probe, left, x1[:1]):
-            parts.append(_vector_product_part(probe, left, output, per_layer))
-        else:
-            parts.append(_jacobian_part(probe, left, output))
+        together = probe.outputs if output == "full" else 1  # of the others, one after the other will do
+        worth_it = min(len(x1), len(x2)) <= FEW_POINTS and (len(x1) + len(x2)) * together * size >= LARGE_JACOBIAN
+        by_what = "vector products" if worth_it and _has_products(probe, left, x1[:1]) else "its Jacobian"
+        parts.append(partial(by_products if by_what == "vector products" else by_jacobian, names=left))
         for name, reason in probe.left.items():
-            logger.info("%s by %s: %s", name, parts[-1].name, reason)
+            logger.info("%s by %s: %s", name, by_what, reason)
     return parts
 
 
-def _layerwise_part(probe, output, per_layer):
+def chunks_of_outputs(part, probe, output, samples):
+    """Slices of the outputs, for a part that treats so many samples at once; the full kernel needs all together."""
+    at_once = probe.outputs if output == "full" else max(1, HELD // (samples * max(1, part(probe).numbers)))
+    return [slice(i, min(i + at_once, probe.outputs)) for i in range(0, probe.outputs, at_once)]
+
+
+def _layerwise_part(probe, *, output, per_layer):
     def blocks(params, rest, f1, f2):
         for site in probe.sites:
             yield from layer_blocks(site, f1, f2, output, per_layer)
 
     small = sum(probe.sizes.values()) <= SMALL_NETWORK
-    return _Part(partial(layer_features, probe), blocks, batched=small, name="Gram products")
+    numbers = sum(prod(site.shape) for site in probe.sites)
+    return _Part(partial(layer_features, probe), blocks, batched=small, numbers=numbers)
 
 
-def _jacobian_part(probe, names, output):
+def _jacobian_part(probe, *, names, output):
     def features(params, rest, x):
         return jacobian_blocks(probe, *split(params, rest, names), x)
 
@@ -69,10 +82,10 @@ def _jacobian_part(probe, names, output):
             for rows, columns, block in gradient_gram(j1[name], j2[name], output):
                 yield name, rows, columns, block
 
-    return _Part(features, blocks, batched=False, name="its Jacobian")
+    return _Part(features, blocks, batched=False, numbers=sum(probe.sizes[name] for name in names))
 
 
-def _vector_product_part(probe, names, output, per_layer):
+def _vector_product_part(probe, *, names, output, per_layer):
     groups = [[name] for name in names] if per_layer else [names]
 
     def features(params, rest, x):
@@ -84,8 +97,8 @@ def _vector_product_part(probe, names, output, per_layer):
         flipped = len(x1) < len(x2)
         points, others = (x1, x2) if flipped else (x2, x1)
         chosen, remaining = split(params, rest, names)
-        v = torch.randn(len(others), probe.outputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        v = v.to(x1.device, probe.dtype)
+        cpu = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float64, "device": "cpu"}
+        v = torch.randn(len(others), probe.outputs, **cpu).to(x1.device, probe.dtype)
         pulled, push_forward = pull_and_push(probe, chosen, remaining, others, v)
         columns = []  # a tensor (groups, others, C) for each point and output
         for point in points:
@@ -99,7 +112,7 @@ def _vector_product_part(probe, names, output, per_layer):
             block = block.permute(2, 3, 0, 1) if flipped else block
             yield group[0], slice(0, len(x1)), slice(0, len(x2)), from_full(block, output)
 
-    return _Part(features, blocks, batched=False, name="vector products")
+    return _Part(features, blocks, batched=False, numbers=1)
 
 
 def _only(gradient, names):
@@ -167,42 +180,62 @@ def jacobian_blocks(probe, params, rest, x, chunk_size=None):
 def _jacobian_blocks_one_by_one(probe, params, rest, x):
     """One sample after the other, one output after the other: slow, but all that can be trained can do this."""
     params = {name: p.detach().requires_grad_() for name, p in params.items()}
-
-    def gradients(value):
-        if not value.requires_grad:
-            return [torch.zeros_like(p) for p in params.values()]
-        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        return torch.autograd.grad(value, list(params.values()), **options)
-
     with torch.enable_grad():
-        rows = [[gradients(value) for value in probe.run(params, rest, sample)] for sample in x]
+        rows = [[_gradients(value, params) for value in probe.run(params, rest, sample)] for sample in x]
     return {
-        name: torch.stack([torch.stack([gradient[i].flatten() for gradient in row]) for row in rows])
-        for i, name in enumerate(params)
+        name: torch.stack([torch.stack([gradient[name].flatten() for gradient in row]) for row in rows])
+        for name in params
     }
+
+
+def _gradients(value, params, v=None, **options):
+    """The gradient of a value, or along `v`, by all parameters, zero by those that have no part in it."""
+    if not value.requires_grad:
+        return {name: torch.zeros_like(p) for name, p in params.items()}
+    options |= {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    return dict(zip(params, torch.autograd.grad(value, list(params.values()), v, **options), strict=True))
 
 
 def _pull_back(probe, params, rest, x):
     """The function v -> J^T v from directions (n, C) to the parameters `params`."""
-    pull_back = vjp(lambda p: _outputs(probe, p, rest, x), params)[1]
-    return lambda v: pull_back(v)[0]
+    params = {name: p.detach().requires_grad_() for name, p in params.items()}
+    with torch.enable_grad():
+        out = _outputs(probe, params, rest, x)
+    return lambda v, **options: _gradients(out, params, v, **options)
 
 
 def pull_and_push(probe, params, rest, x, v):
     """J^T v, and the function u -> J u, from the parameters `params` back to (n, C): its derivative by v.
 
     The forward mode would be as good if PyTorch's did not differ from what trains a network: it follows parameters
-    under `no_grad`, and the padding index of an embedding.
+    under `no_grad`, and the padding index of an embedding. The transforms of `torch.func` would be as good if models
+    that differentiate by `torch.autograd.grad` could run under them.
     """
     if probe.hooked:
         raise ValueError("model: expected no hooks on gradients for vector products, got some")
-    pulled, push_forward = vjp(_pull_back(probe, params, rest, x), v)
-    return pulled, lambda u: push_forward(u)[0]
+    v = v.detach().requires_grad_()
+    with torch.enable_grad():
+        pulled = _pull_back(probe, params, rest, x)(v, create_graph=True)
+    depending = {name: g for name, g in pulled.items() if g.requires_grad}
+
+    def push_forward(u):
+        if not depending:
+            return torch.zeros_like(v)
+        along = [u[name] for name in depending]
+        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        return torch.autograd.grad(list(depending.values()), v, along, **options)[0]
+
+    return {name: g.detach() for name, g in pulled.items()}, push_forward
 
 
 def check_products(v, pulled, u, pushed):
-    """Raise unless <v, J u> is <J^T v, u>: not all second derivatives in PyTorch agree with the first."""
+    """Raise unless <v, J u> is <J^T v, u>: not all second derivatives in PyTorch agree with the first.
+
+    What is not finite is the caller's to report.
+    """
     left, right = (v * pushed).sum(), sum((pulled[name] * u[name]).sum() for name in u)
+    if not (left.isfinite() and right.isfinite()):
+        return
     size = v.norm() * pushed.norm() + (_squares(pulled) * _squares(u)).sqrt()
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (v, *u.values()))
     rounding = 100 * eps * v.norm() * _squares(u).sqrt()  # of gradients that are zero
