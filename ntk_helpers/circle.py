@@ -12,23 +12,24 @@ from ntk_helpers._utils.checks import Arguments, require_finite, require_integer
 
 def grid_angles(n):
     r"""The n angles :math:`-\pi + 2 \pi j / n`, j from 0 to n - 1: Tensor (n,), float64."""
-    require_integer("n", n, at_least=1)
+    n = require_integer("n", n, at_least=1)
     return -math.pi + 2 * math.pi / n * torch.arange(n, dtype=torch.float64)
 
 
 def random_angles(n, *, seed, grid=None):
     r"""n angles drawn uniformly from :math:`[-\pi, \pi)`, or from ``grid_angles(grid)`` without repetition.
 
-    Tensor (n,), float64. The draws come from a generator of their own with this integer seed. Those from a grid are in
-    increasing order.
+    Tensor (n,), float64. The draws come from a generator of their own with this integer seed, on the CPU whatever the
+    default device. Those from a grid are in increasing order.
     """
-    require_integer("n", n, at_least=1)
-    require_integer("seed", seed, at_least=0)
-    generator = torch.Generator().manual_seed(seed)
+    n = require_integer("n", n, at_least=1)
+    generator = torch.Generator("cpu").manual_seed(require_integer("seed", seed, at_least=0))
     if grid is None:
-        return math.pi * (2 * torch.rand(n, generator=generator, dtype=torch.float64) - 1)
-    require_integer("grid", grid, at_least=n)
-    return grid_angles(grid)[torch.randperm(grid, generator=generator)[:n].sort().values]
+        draws = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")
+        return math.pi * (2 * draws.to(torch.get_default_device()) - 1)
+    grid = require_integer("grid", grid, at_least=n)
+    chosen = torch.randperm(grid, generator=generator, device="cpu")[:n].sort().values
+    return grid_angles(grid)[chosen.to(torch.get_default_device())]
 
 
 def circle_points(angles):
@@ -68,13 +69,13 @@ class FourierMixture:
     phases: tuple[float, ...]
 
     def __post_init__(self):
-        for k in self.modes:
-            require_integer("modes", k, at_least=0)
+        modes = tuple(require_integer("modes", k, at_least=0) for k in self.modes)
+        object.__setattr__(self, "modes", modes)
         for name in ("amplitudes", "phases"):
             values = getattr(self, name)
             if len(values) != len(self.modes):
                 raise ValueError(f"{name}: expected {len(self.modes)} of them, one for each mode, got {len(values)}")
-            require_finite(name, torch.tensor([require_number(name, value) for value in values]))
+            require_finite(name, torch.tensor([require_number(name, value) for value in values], device="cpu"))
 
     def __call__(self, angles):
         """The values at angles (n,): (n,), of their dtype and device."""

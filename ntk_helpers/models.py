@@ -62,7 +62,8 @@ class MLP(nn.Module):
         The factor :math:`\alpha` of lazy training (Chizat et al. 2019). The kernel grows as its square, so that the
         learning rate :math:`\eta / \alpha^2` takes as many steps as :math:`\eta` does without.
     dtype, device
-        Of the parameters. The draws do not depend on them: they are made on the CPU in float64, then converted.
+        Of the parameters; PyTorch's default device unless given. The draws do not depend on them: they are made on the
+        CPU in float64, then converted.
 
     Raises
     ------
@@ -89,9 +90,10 @@ class MLP(nn.Module):
         device=None,
     ):
         super().__init__()
-        for name, value in {"d_in": d_in, "width": width, "d_out": d_out}.items():
-            require_integer(name, value, at_least=1)
-        require_integer("depth", depth, at_least=0)
+        d_in = require_integer("d_in", d_in, at_least=1)
+        width = require_integer("width", width, at_least=1)
+        depth = require_integer("depth", depth, at_least=0)
+        d_out = require_integer("d_out", d_out, at_least=1)
         require_scales(w_std, b_std, parameterization)
         require_positive("output_scale", output_scale)
         single = seeds is None
@@ -100,22 +102,22 @@ class MLP(nn.Module):
         seeds = [seed] if single else list(seeds)
         if not seeds:
             raise ValueError("seeds: expected at least one seed, got none")
-        for value in seeds:
-            require_integer("seed" if single else "seeds", value, at_least=0)
+        seeds = [require_integer("seed" if single else "seeds", value, at_least=0) for value in seeds]
+        device = torch.get_default_device() if device is None else device
 
         self.activation = _activation(activation)
-        self.d_in, self.ensemble_size = d_in, None if single else len(seeds)
+        self.d_in, self.ntk_ensemble_size = d_in, None if single else len(seeds)
         self.output_scale = output_scale
         sizes = [d_in, *[width] * depth, d_out]
         scales = [(w_std / math.sqrt(fan_in), b_std) for fan_in in sizes[:-1]]
         ones = [(1.0, 1.0)] * len(scales)
         self._scales, of_draws = (scales, ones) if parameterization == "ntk" else (ones, scales)
 
-        generators = [torch.Generator().manual_seed(seed ^ _SEED_OF_WEIGHTS) for seed in seeds]
+        generators = [torch.Generator("cpu").manual_seed(seed ^ _SEED_OF_WEIGHTS) for seed in seeds]
 
         def normal(scale, *shape):
-            draws = (torch.randn(shape, generator=g, dtype=torch.float64).mul_(scale) for g in generators)
-            draws = [draw.to(device, dtype) for draw in draws]
+            draws = (torch.randn(shape, generator=g, dtype=torch.float64, device="cpu") for g in generators)
+            draws = [draw.mul_(scale).to(device, dtype) for draw in draws]
             return draws[0] if single else torch.stack(draws)
 
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
@@ -127,6 +129,11 @@ class MLP(nn.Module):
         if antisymmetric:
             self.twin = copy.deepcopy(self)
             self.twin.output_scale = 1.0
+
+    @property
+    def ensemble_size(self):
+        """How many networks these are; None for one by `seed`."""
+        return self.ntk_ensemble_size
 
     def forward(self, x):
         """Map inputs (n, d_in) to outputs (n, d_out), or (S, n, d_out) for an ensemble of S seeds."""

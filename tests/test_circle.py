@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -197,3 +198,19 @@ def test_refused_mixtures(changes, message):
 def test_refusals(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_integers_of_numpy_and_torch():
+    for integer in (np.int64, torch.tensor):
+        assert torch.equal(grid_angles(integer(5)), grid_angles(5))
+        for options in ({}, {"grid": 8}):
+            found = random_angles(integer(4), seed=integer(3), **{k: integer(v) for k, v in options.items()})
+            assert torch.equal(found, random_angles(4, seed=3, **options))
+        assert FourierMixture((integer(2), integer(3)), (1.0, 1.0), (0.0, 0.0)).modes == (2, 3)
+
+
+def test_default_device():
+    """Draws are made on the CPU, and go where PyTorch puts what is made without a device."""
+    with torch.device("meta"):
+        assert [a.device.type for a in (random_angles(4, seed=0), random_angles(4, seed=0, grid=8))] == ["meta"] * 2
+        assert FourierMixture((2,), (1.0,), (0.0,)).modes == (2,)

@@ -1,6 +1,7 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -133,6 +134,23 @@ def test_refusals(changes, message):
     arguments = {"d_in": 2, "width": 8, "depth": 1, "seed": 0} | changes
     with pytest.raises((TypeError, ValueError), match=message):
         MLP(**arguments)
+
+
+@pytest.mark.parametrize("seeds", [np.arange(2), torch.arange(2), range(2), [np.int32(0), torch.tensor(1)]])
+def test_integers_of_numpy_and_torch(normal, seeds):
+    x = normal(5, 3)
+    net = MLP(np.int64(3), np.geomspace(16, 64, 3).astype(int)[0], torch.tensor(1), np.uint8(2), seeds=seeds)
+    assert torch.equal(net(x), MLP(3, 16, 1, 2, seeds=[0, 1])(x))
+    assert (type(net.d_in), net.d_in, net.ensemble_size) == (int, 3, 2)
+
+
+def test_default_device():
+    """Draws are made on the CPU; the parameters go where PyTorch puts them, or where told."""
+    expected = MLP(2, 3, 1, seed=0)
+    with torch.device("meta"):
+        assert {p.device.type for p in MLP(2, 3, 1, seeds=[0, 1]).parameters()} == {"meta"}
+        told = MLP(2, 3, 1, seed=0, device="cpu")
+    torch.testing.assert_close(list(told.parameters()), list(expected.parameters()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(3,), (5, 2), (2, 5, 3)])

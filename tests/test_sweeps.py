@@ -1,4 +1,5 @@
 import functools
+import importlib
 import json
 import logging
 import os
@@ -15,7 +16,8 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
-from ntk_helpers import MLP, sweep, train
+from ntk_helpers import MLP, models, sweep, train
+from ntk_helpers.sweeps._fingerprint import sources
 
 OFFSET = torch.tensor([1.0, 2.0])
 
@@ -246,6 +248,23 @@ USES = {
     "recursion": "def cell(a): return {0} if a == 1 else cell(a - 1)",
     "dataclass": "from dataclasses import dataclass\n@dataclass\nclass Net:\n  k: int = {0}\n"
     "def cell(a): return Net().k * a",
+    "state beside a wrapped function": "import functools\nclass Times:\n  def __init__(self, f):\n    self.k = {0}\n"
+    "    functools.update_wrapper(self, f)\n  def __call__(self, a): return self.k * self.__wrapped__(a)\n"
+    "@Times\ndef cell(a): return a",
+    "wrapped function": "import functools\ndef g(a): return g.__wrapped__(a)\ndef h(a): return {0} * a\n"
+    "functools.update_wrapper(g, h)\ndef cell(a): return g(a)",
+    "method of another's": "import types\nclass Net: pass\nnet = Net()\n"
+    "f = types.MethodType(lambda self, a: {0} * a, net)\ndef cell(a): return f(a)",
+    "set of functions": "def h(a): return {0} * a\nF = {{h}}\ndef cell(a): return [f(a) for f in F][0]",
+    "attribute of a tensor": "import torch\nT = torch.ones(1)\nT.k = {0}\ndef cell(a): return T.k * a",
+    "attribute of a module": "import sys\nsettings = sys.modules['settings']\nsettings.K = {0}\n"
+    "def cell(a): return settings.K * a",
+    "attribute of a module's class": "import sys\nsettings = sys.modules['settings']\nsettings.Net.k = {0}\n"
+    "def cell(a): return settings.Net().k * a",
+    "attribute of a module imported inside": "import sys\nsys.modules['settings'].K = {0}\n"
+    "def cell(a):\n  import settings\n  return settings.K * a",
+    "default dtype": "import torch\ntorch.set_default_dtype({{2: torch.float32, 3: torch.float64}}[{0}])\n"
+    "def cell(a): return {{torch.float32: 2, torch.float64: 3}}[torch.ones(1).dtype]",
     "module": "import torch\nfrom torch import nn\nclass Net(nn.Module):\n  def forward(self, a): return {0} * a\n"
     "net = Net()\ndef cell(a): return net(a)",
 }
@@ -255,16 +274,21 @@ USES = {
 def values_and_entries(tmp_path_factory):
     """Of each use with the constants 2, 2 and 3: values of the sweeps, entries in the cache. No source can be read."""
     script = """
-        import json, sys
+        import json, sys, types
         from pathlib import Path
+        import torch
         from ntk_helpers import sweep
+
+        settings = sys.modules["settings"] = types.ModuleType("settings")
+        exec("class Net: pass", settings.__dict__)
 
         found = {}
         for use, text in json.loads(sys.argv[2]).items():
+            torch.set_default_dtype(torch.float32)
             names, cache = {"__name__": "__main__"}, Path(sys.argv[1], use)
             exec(text.format(sys.argv[3]), names)
             values = sweep(names["cell"], {"a": [1]}, cache=cache, n_jobs=1).values()
-            found[use] = values[0], len(list(cache.rglob("output.pkl")))
+            found[use] = values[0], len(list(cache.glob("*/*/*.pkl")))
         print(json.dumps(found))
     """
     arguments = [tmp_path_factory.mktemp("cache"), json.dumps(USES)]
@@ -301,6 +325,121 @@ def test_cache_follows_code_of_the_user_in_other_modules(tmp_path, monkeypatch):
     for constant in (2, 3):
         run = [sys.executable, "-c", textwrap.dedent(script).format(constant), tmp_path]
         assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == f"[{constant}]\n" * 2
+
+
+IMPORTS = {
+    "outside": "import of_the_user\ndef cell(a): return of_the_user.K * a",
+    "in the cell": "def cell(a):\n  import of_the_user\n  return of_the_user.K * a",
+    "by name": "import importlib\ndef cell(a): return importlib.import_module('of_the_user').K * a",
+}
+
+
+@pytest.mark.parametrize("how", IMPORTS)
+def test_cache_follows_source_files(tmp_path, how):
+    """After a change in what a module imports, results are new; after its end, those from before are there again."""
+    script = """
+        import sys
+        from pathlib import Path
+        folder = Path(sys.argv[1])
+        sys.path.insert(0, str(folder))
+        from ntk_helpers import sweep
+        exec(sys.argv[2])
+        value, = sweep(cell, {"a": [1]}, cache=folder / "cache", n_jobs=1).values()
+        print(value, len(list(folder.glob("cache/*/*/*.pkl"))))
+    """
+    (tmp_path / "of_the_user.py").write_text("from further import K")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "other").touch()
+    found = []
+    for constant in "232":
+        (tmp_path / "further.py").write_text(f"K = {constant}")
+        run = [sys.executable, "-B", "-c", textwrap.dedent(script), tmp_path, IMPORTS[how]]
+        found.append(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    assert found == ["2 1\n", "3 2\n", "2 2\n"]
+    assert (tmp_path / "cache" / "other").exists()
+
+
+def imports(folder, name, a):
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    try:
+        importlib.invalidate_caches()
+        return importlib.import_module(name).value(a)
+    finally:
+        sys.path.remove(str(folder))
+        sys.dont_write_bytecode = False
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_workers_load_what_has_changed(tmp_path, cached):
+    """After a mistake, after it is mended, and after a change; the processes of joblib would outlive all three."""
+    name, cache = f"loaded_by_workers_{cached}", tmp_path / "cache" if cached else None
+    for text, expected in {"1 / 0": None, "2 * a": [2, 4], "3 * a": [3, 6]}.items():
+        (tmp_path / f"{name}.py").write_text(f"def value(a): return {text}")
+        function = functools.partial(imports, tmp_path, name)
+        if expected is None:
+            with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+                sweep(function, {"a": [1, 2]}, cache=cache, n_jobs=2)
+        else:
+            assert sweep(function, {"a": [1, 2]}, cache=cache, n_jobs=2).values() == expected
+    assert name not in sys.modules
+
+
+def test_what_changed_after_it_was_loaded(tmp_path):
+    """Results of the code in memory are not those of the file, until it is loaded anew."""
+    file, function = tmp_path / "changes.py", functools.partial(imports, tmp_path, "changes")
+    options = {"grid": {"a": [1]}, "cache": tmp_path / "cache", "n_jobs": 1}
+    file.write_text("def value(a): return 2 * a")
+    assert sweep(function, **options).values() == [2]
+    file.write_text("def value(a): return 3 * a  # changed")
+    for _ in range(2):
+        assert sweep(function, **options).values() == [2]
+    del sys.modules["changes"]
+    assert sweep(function, **options).values() == [3]
+    file.write_text("def value(a): return 2 * a")
+    del sys.modules["changes"]
+    assert sweep(function, **options).values() == [2]
+    assert "changes" not in sys.modules  # it was there
+    assert len(list(tmp_path.glob("cache/*/*/*.pkl"))) == 2
+
+
+def test_which_files_count():
+    """This package's, so that its upgrade makes results new, and the user's; not those of installed packages."""
+    found = sources()
+    assert {models.__file__, __file__} <= found.keys()
+    assert not {torch.__file__, joblib.__file__, functools.__file__} & found.keys()
+    assert None not in found.values()
+
+
+def dtype_of_ones(a):
+    return torch.ones(a).dtype
+
+
+def test_default_dtype_holds_in_the_processes(tmp_path):
+    try:
+        for dtype in (torch.float32, torch.float64):
+            torch.set_default_dtype(dtype)
+            for options in ({}, {"cache": tmp_path}, {"cache": tmp_path}):
+                assert sweep(dtype_of_ones, {"a": [1]}, n_jobs=2, **options).values() == [dtype]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def makes_a_function(a):
+    return lambda: a
+
+
+def test_results_that_cannot_be_kept_or_read(tmp_path):
+    with pytest.warns(RuntimeWarning, match=r"a result could not be kept, so that its cell will run again: .*lambda"):
+        assert sweep(makes_a_function, {"a": [3]}, cache=tmp_path / "a", n_jobs=1).values()[0]() == 3
+    assert {path.suffix for path in (tmp_path / "a").rglob("*") if path.is_file()} == {".json"}
+    assert sweep(other_body, {"a": [3]}, cache=tmp_path / "b", n_jobs=1).values() == [4]
+    (path,) = (tmp_path / "b").glob("*/*/*.pkl")
+    kept = path.read_bytes()
+    path.write_bytes(kept[:-1])
+    with pytest.warns(RuntimeWarning, match=rf"{path}: could not be read, so that its cell runs again"):
+        assert sweep(other_body, {"a": [3]}, cache=tmp_path / "b", n_jobs=1).values() == [4]
+    assert path.read_bytes() == kept
 
 
 def blocks(flag):

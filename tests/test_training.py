@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import pickle
 import signal
+import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ntk_helpers import (
     MLP,
     DivergenceError,
-    _descent,
     distance_moved,
     empirical_ntk,
     flatten_outputs,
@@ -26,9 +27,9 @@ from ntk_helpers import (
     log_spaced_steps,
     max_learning_rate,
     train,
-    training,
 )
 from ntk_helpers._utils.progress import progress_bar
+from ntk_helpers.dynamics import _descent, training
 from ntk_helpers.models import ACTIVATIONS
 
 
@@ -98,7 +99,7 @@ def test_wide_network_follows_the_flow_of_its_kernel(data, normal):
     flow = gradient_flow(theta, y.reshape(-1, 1), f0_train=f0.reshape(2, -1, 1))
     record = train(net, x, y, learning_rate=0.05, steps=400, record=observed, record_at=[100, 400])
     for t, f in zip(record.times, record["test"], strict=True):
-        expected = flow(t, theta_test, f0_test.reshape(2, -1, 1)).reshape(2, 4, 2)
+        expected = flow.predict(t, theta_test, f0_test.reshape(2, -1, 1)).reshape(2, 4, 2)
         assert (f - expected).square().mean().sqrt() < 0.01 * (expected - f0_test).square().mean().sqrt()
 
 
@@ -710,6 +711,271 @@ def test_progress_bar_is_for_whoever_watches(monkeypatch, capsys, watched, silen
     assert capsys.readouterr().err == ""
 
 
+def test_importing_loads_nothing_that_draws():
+    script = "import sys, ntk_helpers; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded
+    assert not {"IPython", "matplotlib", "seaborn", "PIL", "pandas"} & set(loaded)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_targets_from_an_antisymmetric_start(normal, dtype, depth, momentum):
+    """The loss is zero to rounding, throughout; no growth of that is divergence."""
+    x = normal(10, 3).to(dtype)
+    net = MLP(3, 64, depth, seeds=[0, 1], antisymmetric=True, dtype=dtype, output_scale=100.0)
+    rate = 0.5 * max_learning_rate(empirical_ntk(net, x)[..., 0, 0]).min().item()
+    loss = train(net, x, torch.zeros(10, 1, dtype=dtype), learning_rate=rate, momentum=momentum, steps=300).loss
+    assert (loss < (1e4 * torch.finfo(dtype).eps) ** 2).all()
+    with pytest.raises(DivergenceError):  # which goes on all the same where the rate is too large
+        train(net, x, 1e-3 + torch.zeros(10, 1, dtype=dtype), learning_rate=100 * rate, steps=2000)
+
+
+class Checkpointed(nn.Module):
+    """Its activations are computed again in the backward pass, with the parameters that it has then."""
+
+    def __init__(self, whole):
+        super().__init__()
+        self.whole = whole
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2)).double()
+
+    def forward(self, x):
+        return self.layers(x) if self.whole else checkpoint(self.layers, x, use_reentrant=False)
+
+
+def test_stability_bound_with_activation_checkpointing(data):
+    x, y = data
+    bounds = []
+    for whole in (True, False):
+        torch.manual_seed(0)
+        net = Checkpointed(whole)
+        bound = max_learning_rate(flatten_outputs(empirical_ntk(net.layers, x))).item()
+        with pytest.raises(DivergenceError) as caught:
+            train(net, x, y, learning_rate=20 * bound, steps=1000)
+        assert caught.value.max_learning_rate == pytest.approx(bound, rel=1e-4)
+        bounds.append(caught.value.max_learning_rate)
+        assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-10)
+
+
+def test_divergence_leaves_the_model_where_it_got(data):
+    """The bound is of the start, the parameters and buffers of the end."""
+    x, y = data
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double()
+    last = {}
+
+    def keep(net):
+        last.update({name: value.clone() for name, value in net.state_dict().items()})
+        return torch.zeros(())
+
+    with pytest.raises(DivergenceError) as caught:
+        train(net, x, y, learning_rate=1e4, steps=1000, record={"keep": keep}, record_at=range(1000))
+    assert caught.value.max_learning_rate is not None
+    step = caught.value.step  # one after what was recorded last
+    assert net[1].num_batches_tracked == last["1.num_batches_tracked"] + 1 == step
+    assert not torch.equal(net[0].weight, last["0.weight"])
+
+
+def _two_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+
+def _by_hand(net, x, y, steps, learning_rate, momentum=0.0):
+    """Steps of SGD, whose velocities start with it."""
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=learning_rate, momentum=momentum)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (nn.functional.mse_loss(net(x), y) / 2).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("build", [_two_layers, lambda: MLP(3, 8, 1, 2, seed=0), lambda: MLP(3, 8, 1, 1, seed=0)])
+@pytest.mark.parametrize("trained_first", [True, False])
+@pytest.mark.parametrize("by_optimizer", [True, False])
+def test_parameters_unfrozen_or_frozen_while_training(data, build, trained_first, by_optimizer):
+    x, y = data
+    ours, theirs = build(), build()
+    y = y[:, : ours(x).shape[1]]
+    first, again = (next(net.parameters()) for net in (ours, theirs))
+    first.requires_grad_(trained_first)
+
+    def turn(net):
+        first.requires_grad_(not trained_first)
+        return torch.zeros(())
+
+    rule = {"optimizer": torch.optim.SGD(ours.parameters(), lr=0.1)} if by_optimizer else {"learning_rate": 0.1}
+    train(ours, x, y, **rule, steps=25, record={"turn": turn}, record_at=[10])
+    for steps, trained in ((10, trained_first), (15, not trained_first)):
+        again.requires_grad_(trained)
+        _by_hand(theirs, x, y, steps, 0.1)
+    torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
+
+
+def test_velocities_of_parameters_unfrozen_while_training(data):
+    """The others go on, the new one starts from rest."""
+    x, y = data
+    ours, theirs = _two_layers(), _two_layers()
+    ours[0].weight.requires_grad_(False)
+
+    def thaw(net):
+        net[0].weight.requires_grad_(True)
+        return torch.zeros(())
+
+    options = {"learning_rate": 0.05, "momentum": 0.9, "steps": 25}
+    train(ours, x, y, **options, record={"thaw": thaw}, record_at=[10])
+    optimizer = torch.optim.SGD(list(theirs.parameters())[1:], lr=0.05, momentum=0.9)
+    for step in range(25):
+        if step == 10:
+            optimizer.add_param_group({"params": [theirs[0].weight]})
+        optimizer.zero_grad()
+        (nn.functional.mse_loss(theirs(x), y) / 2).backward()
+        optimizer.step()
+    torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
+
+
+def test_an_mlp_frozen_while_it_trains_with_momentum_is_refused(data):
+    x, y = data
+    net = MLP(3, 8, 1, 2, seed=0)
+
+    def freeze(net):
+        net.weights[0].requires_grad_(False)
+        return torch.zeros(())
+
+    options = {"learning_rate": 0.1, "momentum": 0.5, "steps": 9}
+    with pytest.raises(RuntimeError, match=r"record: expected functions that leave an MLP .*torch.optim.SGD"):
+        train(net, x, y, **options, record={"freeze": freeze}, record_at=[3])
+
+
+def test_parameter_groups_added_while_training(data):
+    x, y = data
+    ours, theirs = _two_layers(), _two_layers()
+    optimizer = torch.optim.SGD(ours[2].parameters(), lr=0.1)
+
+    def add(net):
+        optimizer.add_param_group({"params": list(net[0].parameters()), "lr": 0.05})
+        return torch.zeros(())
+
+    train(ours, x, y, optimizer=optimizer, steps=25, record={"add": add}, record_at=[10])
+    for step in range(25):
+        loss = nn.functional.mse_loss(theirs(x), y) / 2
+        gradients = torch.autograd.grad(loss, list(theirs.parameters()))
+        with torch.no_grad():
+            for p, gradient, rate in zip(theirs.parameters(), gradients, [0.05, 0.05, 0.1, 0.1], strict=True):
+                p.sub_(gradient, alpha=rate if step >= 10 or rate == 0.1 else 0.0)
+    torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (1, 4, 4), (2, 3, 2, 2)])
+def test_outputs_of_any_shape(normal, shape):
+    """Images and tokens: as the same numbers in a row, half the mean square over all entries."""
+    x, y = normal(6, 3), normal(6, *shape)
+    size = math.prod(shape)
+
+    def build(*last):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, size), *last).double()
+
+    ours, rows = build(nn.Unflatten(1, shape)), build()
+    record = train(ours, x, y, learning_rate=0.1, steps=20, record={"f": lambda net: net(x)})
+    torch.testing.assert_close(record.loss, train(rows, x, y.flatten(1), learning_rate=0.1, steps=20).loss)
+    torch.testing.assert_close(record.loss[-1], ((ours(x) - y).square().sum() / (2 * 6 * size)).detach())
+    assert record["f"].shape == (2, 6, *shape)
+    bound = max_learning_rate(flatten_outputs(empirical_ntk(build(), x))).item()
+    with pytest.raises(DivergenceError) as caught:
+        train(build(nn.Unflatten(1, shape)), x, y, learning_rate=50 * bound, steps=1000)
+    assert caught.value.max_learning_rate == pytest.approx(bound, rel=1e-4)
+
+
+class Images(MLP):
+    """The members' outputs as images."""
+
+    def forward(self, x):
+        return super().forward(x).unflatten(-1, (2, 2))
+
+
+def test_ensemble_with_outputs_of_any_shape(normal):
+    x, y = normal(6, 3), normal(6, 2, 2)
+    ours, rows = Images(3, 8, 1, 4, seeds=[0, 1]), MLP(3, 8, 1, 4, seeds=[0, 1])
+    losses = train(ours, x, y, learning_rate=0.1, steps=20).loss
+    torch.testing.assert_close(losses, train(rows, x, y.flatten(1), learning_rate=0.1, steps=20).loss)
+
+
+class Residual(nn.Module):
+    """u_t - 0.3 u_xx + u u_x of a network u(x, t), by derivatives inside of the forward pass."""
+
+    def __init__(self, inside):
+        super().__init__()
+        torch.manual_seed(0)
+        self.u, self.inside = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1)).double(), inside
+
+    def forward(self, z):
+        z = z.requires_grad_() if self.inside else z
+        u = self.u(z)
+        g = torch.autograd.grad(u, z, torch.ones_like(u), create_graph=True)[0]
+        h = torch.autograd.grad(g[:, :1], z, torch.ones_like(u), create_graph=True)[0]
+        return g[:, 1:] - 0.3 * h[:, :1] + u * g[:, :1]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_residual_network_that_differentiates_itself(normal, inside):
+    z, y = normal(4, 2), torch.zeros(4, 1, dtype=torch.float64)
+    ours, theirs = Residual(inside), Residual(inside)
+    z = z.requires_grad_(not inside)
+    record = train(ours, z, y, learning_rate=0.01, steps=20, record={"r": lambda net: net(z)}, record_at=[20])
+    _by_hand(theirs, z.detach().clone().requires_grad_(), y, 20, 0.01)
+    torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
+    expected = ours(z).detach()
+    torch.testing.assert_close(record["r"][0], expected)
+    torch.testing.assert_close(record.loss[-1], expected.square().mean() / 2)
+    assert not record["r"].requires_grad
+    assert z.grad is None
+
+
+def test_recorded_derivatives_by_the_input(normal):
+    """Of an MLP that trains without a graph, too; what can do without gradients is evaluated without."""
+    x, y, net = normal(5, 2), normal(5, 1), MLP(2, 8, 1, activation="tanh", seed=0)
+
+    def slope(net):
+        z = x.clone().requires_grad_()
+        return torch.autograd.grad(net(z).sum(), z)[0]
+
+    observed = {"slope": slope, "plain": lambda net: net(x).requires_grad}
+    record = train(net, x, y, learning_rate=0.1, steps=5, record=observed)
+    torch.testing.assert_close(record["slope"][-1], slope(net))
+    assert not record["plain"].any()
+
+
+def test_integers_of_numpy_and_torch(data):
+    x, y = data
+    losses = []
+    for integer in (int, np.int64, torch.tensor):
+        net = MLP(3, integer(8), integer(1), integer(2), seed=integer(0))
+        record = train(net, x, y, learning_rate=0.1, steps=integer(3), record_at=[integer(0), integer(3)])
+        assert record.steps == [0, 3]
+        losses.append(record.loss)
+        assert log_spaced_steps(integer(10), integer(3)) == [0, 1, 3, 10]
+        assert all(type(step) is int for step in log_spaced_steps(integer(10)))
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], losses[2])
+    with pytest.raises(TypeError, match="steps: expected an int, got bool"):
+        train(MLP(3, 8, 1, 2, seed=0), x, y, learning_rate=0.1, steps=True)
+
+
+class Spectral(nn.Module):
+    def __init__(self, complex_numbers):
+        super().__init__()
+        weight = torch.view_as_complex(torch.ones(3, 2, dtype=torch.float64)) if complex_numbers else torch.ones(3)
+        self.weight = nn.Parameter(weight)
+
+
+def test_complex_parameters_are_refused_with_what_to_do():
+    with pytest.raises(TypeError, match=r"parameter weight: .*complex128; .*view_as_real.*view_as_complex"):
+        train(Spectral(True), X, Y, learning_rate=0.1, steps=1)
+
+
 X = torch.ones(4, 3, dtype=torch.float64)
 Y = torch.ones(4, 1, dtype=torch.float64)
 
@@ -729,8 +995,12 @@ Y = torch.ones(4, 1, dtype=torch.float64)
         ({"x": [1.0, 2.0]}, "x: expected a torch.Tensor, got list"),
         ({"x": X * torch.nan}, "x: expected finite values, got 12 NaN or infinite of 12"),
         ({"y": Y / 0}, "y: expected finite values, got 4 NaN or infinite of 4"),
-        ({"y": Y[:, 0]}, r"y: expected the shape of the predictions, \(4, 1\), got \(4,\)"),
-        ({"y": Y.unsqueeze(0)}, r"y: expected shape \(n, C\), got \(1, 4, 1\)"),
+        ({"y": Y[:, 0]}, r"y: expected the shape of the predictions, .*got \(4,\); reshape"),
+        ({"y": Y.long()}, r"y: expected a floating-point dtype, got torch.int64; labels need a loss, .*cross_entropy"),
+        ({"model": nn.LSTM(3, 2).double()}, "model: expected one that returns a tensor, got tuple; wrap it"),
+        ({"y": Y.unsqueeze(0)}, r"x: expected 1 rows, as many as y, got shape \(4, 3\)"),
+        ({"y": Y[0, 0]}, r"y: expected shape \(n, ...\), that of the predictions, got \(\)"),
+        ({"y": Y[:, :0]}, r"y: expected shape \(n, ...\), that of the predictions, got \(4, 0\)"),
         ({"learning_rate": None}, "learning_rate, optimizer: expected exactly one, got None and None"),
         ({"optimizer": 3}, "learning_rate, optimizer: expected exactly one, got 0.1 and 3"),
         ({"optimizer": 3, "learning_rate": None}, "optimizer: expected a torch.optim.Optimizer, got int"),

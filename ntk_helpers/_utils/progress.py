@@ -3,7 +3,6 @@
 import multiprocessing
 import sys
 
-from IPython import get_ipython
 from tqdm import tqdm
 
 
@@ -12,6 +11,8 @@ def progress_bar(total, unit, done=0):
 
     ``TQDM_DISABLE=1`` in the environment silences it everywhere.
     """
-    watched = getattr(sys.stderr, "isatty", bool)() or "IPKernelApp" in getattr(get_ipython(), "config", ())
+    ipython = sys.modules.get("IPython")  # which a notebook has loaded, and we need not
+    in_notebook = ipython is not None and "IPKernelApp" in getattr(ipython.get_ipython(), "config", ())
+    watched = getattr(sys.stderr, "isatty", bool)() or in_notebook
     silent = not watched or multiprocessing.parent_process() is not None
     return tqdm(total=total, initial=done, unit=unit, leave=False, delay=1, **({"disable": True} if silent else {}))

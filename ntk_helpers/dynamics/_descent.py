@@ -21,17 +21,28 @@ def descent(model, x, y, learning_rate, momentum):
     """The fastest way to descend half the mean square error."""
     fits = _is_plain_mlp(model) and x.shape[1:] == (model.d_in,) and y.shape[1:] == model.weights[-1].shape[-2:-1]
     if not fits or torch.is_autocast_enabled(x.device.type):
-        losses = partial(half_mean_square, y=y, ensemble_size=ensemble_size(model))
-        return Autograd(model, x, losses, learning_rate, momentum)
+        return _by_autograd(model, x, y, learning_rate, momentum)
     one_layer_of_relus = len(model.weights) == 2 and model.activation is torch.relu and y.shape[1] == 1
     return (ShallowDescent if one_layer_of_relus else LayeredDescent)(model, x, y, learning_rate, momentum)
 
 
+def _by_autograd(model, x, y, learning_rate, momentum):
+    losses = partial(half_mean_square, y=y, ensemble_size=ensemble_size(model))
+    return Autograd(model, x, losses, learning_rate, momentum)
+
+
 def half_mean_square(prediction, y, ensemble_size):
     """Half the mean square error: a scalar, or (S,) for an ensemble."""
+    if not isinstance(prediction, torch.Tensor):
+        raise TypeError(
+            f"model: expected one that returns a tensor, got {type(prediction).__name__}; wrap it in one that returns "
+            "the tensor to train, or give a loss of your own"
+        )
     expected = prediction.shape if ensemble_size is None else prediction.shape[1:]
     if y.shape != expected:  # broadcasting (n,) against (n, 1) would go unnoticed
-        raise ValueError(f"y: expected the shape of the predictions, {tuple(expected)}, got {tuple(y.shape)}")
+        raise ValueError(
+            f"y: expected the shape of the predictions, {tuple(expected)}, got {tuple(y.shape)}; reshape one of them"
+        )
     return (prediction - y).square().flatten(-y.ndim).mean(-1) / 2
 
 
@@ -41,18 +52,16 @@ class Autograd:
     def __init__(self, model, x, losses, learning_rate=None, momentum=0.0, optimizer=None):
         self.model, self.x, self.losses, self.optimizer = model, x, losses, optimizer
         self.learning_rate, self.momentum = learning_rate, momentum
-        groups = [{"params": model.parameters()}] if optimizer is None else optimizer.param_groups
-        self.params = [p for group in groups for p in group["params"] if p.requires_grad]
-        self.velocities = _velocities(self.params, momentum)
+        self.velocities = {}
 
-    @torch.no_grad()
+    @torch.enable_grad()  # which the model may use to differentiate by its inputs
     def loss(self):
         """The loss now, leaving batch statistics and random numbers to the steps."""
         buffers = [(m, name, b, b.clone()) for m in self.model.modules() for name, b in m.named_buffers(recurse=False)]
         with torch.random.fork_rng([self.x.device] if self.x.is_cuda else []):
-            losses = self.losses(self.model(self.x))
+            losses = self.losses(self.model(self.x)).detach()
         for module, name, buffer, before in buffers:
-            buffer.copy_(before)
+            buffer.detach().copy_(before)
             if getattr(module, name) is not buffer:
                 setattr(module, name, buffer)
         return losses
@@ -63,14 +72,24 @@ class Autograd:
         return torch.stack([step() for _ in range(steps)])
 
     def _descend(self):
-        losses = self.losses(self.model(self.x))
-        gradients = torch.autograd.grad(losses.sum(), self.params, allow_unused=True, materialize_grads=True)
+        losses, params = self.losses(self.model(self.x)), self._params()
+        gradients = torch.autograd.grad(losses.sum(), params, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
-            targets = _targets(self.params, self.velocities, self.momentum)
+            velocities = self._velocities_of(params) if self.momentum else None
+            targets = _targets(params, velocities, self.momentum)
             for target, gradient in zip(targets, gradients, strict=True):
                 target.sub_(gradient, alpha=self.learning_rate)
-            _move(self.params, self.velocities)
+            _move(params, velocities)
         return losses.detach()
+
+    def _velocities_of(self, params):
+        self.velocities |= {p: torch.zeros_like(p) for p in params if p not in self.velocities}
+        return [self.velocities[p] for p in params]
+
+    def _params(self):
+        """What to train, at each step anew: a user may freeze or unfreeze parameters, or add some to the optimizer."""
+        groups = [{"params": self.model.parameters()}] if self.optimizer is None else self.optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.requires_grad]
 
     def _optimize(self):
         found = []
@@ -78,7 +97,7 @@ class Autograd:
         def closure():  # some optimizers call it several times a step
             self.optimizer.zero_grad()
             losses = self.losses(self.model(self.x))
-            losses.sum().backward(inputs=self.params)
+            losses.sum().backward(inputs=self._params())
             found.append(losses.detach())
             return losses.sum()
 
@@ -133,11 +152,21 @@ class _MLPDescent:
 
     @torch.no_grad()
     def advance(self, steps):
+        if not _is_plain_mlp(self.model):  # any more
+            return self._by_autograd(steps)
         losses = self.x.new_empty(steps, self.size or 1)
         # Anew: a user may have replaced them.
         copies = [_layers(net, self.model._scales) for net in _networks(self.model)]
         self._steps(copies, losses)
         return losses[:, 0] if self.size is None else losses
+
+    def _by_autograd(self, steps):
+        if self.momentum:
+            raise RuntimeError(
+                "record: expected functions that leave an MLP trained with momentum as it is, one froze or added "
+                "something; train by an optimizer, torch.optim.SGD, or change the model before"
+            )
+        return _by_autograd(self.model, self.x, self.y, self.learning_rate, self.momentum).advance(steps)
 
 
 def _layers(net, scales):

@@ -17,9 +17,10 @@ from ntk_helpers._utils.checks import (
     require_integer,
     require_momentum,
     require_positive,
+    require_tensor,
     require_trainable,
 )
-from ntk_helpers._utils.functional import call, ensemble_size
+from ntk_helpers._utils.functional import ensemble_size
 from ntk_helpers._utils.interruption import interruption
 from ntk_helpers._utils.progress import progress_bar
 from ntk_helpers.dynamics._descent import Autograd, descent, half_mean_square
@@ -121,8 +122,9 @@ def train(
     model : torch.nn.Module
         Maps `x` to predictions of the shape of `y`, or (S, ...) for an ensemble.
     x : Tensor (n, ...)
-    y : Tensor (n,) or (n, C)
-        Of the dtype and device of the parameters. With a `loss` of your own, whatever that takes, with n rows.
+    y : Tensor (n, ...)
+        Of the dtype and device of the parameters; C in the loss is the number of its entries for each of the n points.
+        With a `loss` of your own, whatever that takes, with n rows.
     steps : int
     learning_rate : float
         Left out exactly where an `optimizer` is given.
@@ -136,9 +138,10 @@ def train(
         Of the parameters of `model`. It sees the sum of the members' losses: Adam, and all that act on each parameter
         by itself, train the members as if each were alone; those that do not, such as LBFGS, couple them.
     record : dict of str to callable, optional
-        Functions of the model, each returning a tensor, of one shape, evaluated without gradients at the steps of
-        `record_at`: for example ``lambda model: model(x_test)``, ``lambda model: empirical_ntk(model, x_probe)``, or
-        ``distance_moved(model)``.
+        Functions of the model, each returning a tensor, of one shape, evaluated at the steps of `record_at`: for
+        example ``lambda model: model(x_test)``, ``lambda model: empirical_ntk(model, x_probe)``, or
+        ``distance_moved(model)``. They run under `torch.no_grad`, and where that raises a RuntimeError, as derivatives
+        by the input do, again with gradients. What they freeze or unfreeze is so from the next step on.
     record_at : sequence of int, optional
         Steps from 0 to `steps`, such as ``log_spaced_steps(steps)``; by default the first and the last, ``(0, steps)``.
 
@@ -152,12 +155,13 @@ def train(
     TypeError, ValueError
         For arguments of wrong shape, type or value, by name.
     DivergenceError
-        Where a loss is not finite or, for the mean square error, a million times the one at the start, or that of the
-        zero function if it is larger. It carries the record up to there; the parameters may be some steps further.
+        Where a loss is not finite or, for the mean square error, a million times the largest of these: the one at the
+        start, that of the zero function, and the rounding unit of the dtype, the loss of outputs of one that cancel to
+        half their digits. It carries the record up to there; the parameters may be some steps further.
     """
     if (optimizer is None) == (learning_rate is None):
         raise ValueError(f"learning_rate, optimizer: expected exactly one, got {learning_rate} and {optimizer}")
-    require_integer("steps", steps, at_least=1)
+    steps = require_integer("steps", steps, at_least=1)
     require_momentum(momentum)
     momentum = float(momentum)
     record = _check_record(record)
@@ -171,7 +175,7 @@ def train(
 
     if loss is None and optimizer is None:
         method = descent(model, x, y, learning_rate, momentum)
-        start = {name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())}
+        start = _tensors(model), [name for name, p in model.named_parameters() if p.requires_grad]
     else:
         losses = half_mean_square if loss is None else partial(_own_losses, loss)
         losses = partial(losses, y=y, ensemble_size=ensemble_size(model))
@@ -195,7 +199,7 @@ def train(
                     warnings.warn(f"interrupted after {run.step} of {steps} steps", RuntimeWarning, stacklevel=2)
                     break
     except _Diverged as diverged:
-        bound, reason = (None, None) if start is None else _stability_bound(model, start, x, y, momentum)
+        bound, reason = (None, None) if start is None else _stability_bound(model, *start, x, y, momentum)
         raise DivergenceError(*diverged.args, learning_rate, bound, run.so_far()) from reason
     return run.so_far(last)
 
@@ -205,8 +209,8 @@ def log_spaced_steps(steps, count=50):
 
     Raises TypeError or ValueError unless these are integers, `steps` at least 1 and `count` at least 2.
     """
-    require_integer("steps", steps, at_least=1)
-    require_integer("count", count, at_least=2)
+    steps = require_integer("steps", steps, at_least=1)
+    count = require_integer("count", count, at_least=2)
     return sorted({0, *np.geomspace(1, steps, count).round().astype(int).tolist()})
 
 
@@ -258,14 +262,14 @@ class _Run:
         self._keep(losses)
 
     def take(self, model):
-        with torch.no_grad():
-            taken = {name: _value(name, function(model)) for name, function in self.record.items()}
+        taken = {name: _value(name, _evaluated(function, model)) for name, function in self.record.items()}
         for name, value in taken.items():
             first = self.values[name][0] if self.steps else value
             if (value.shape, value.dtype) != (first.shape, first.dtype):
                 raise ValueError(
                     f"record[{name!r}]: expected {first.dtype} of shape {tuple(first.shape)}, as at step "
-                    f"{self.steps[0]}, got {value.dtype} of shape {tuple(value.shape)} at step {self.step}"
+                    f"{self.steps[0]}, got {value.dtype} of shape {tuple(value.shape)} at step {self.step}; keep what "
+                    "changes its shape in a list of your own"
                 )
             self.values[name].append(value)
         self.steps.append(self.step)
@@ -282,6 +286,15 @@ class _Run:
         self.step += len(losses)
 
 
+def _evaluated(function, model):
+    try:
+        with torch.no_grad():
+            return function(model)
+    except RuntimeError:  # as of torch.autograd.grad by the input, there
+        with torch.enable_grad():
+            return function(model)
+
+
 def _value(name, value):
     """What a record function returned, as a tensor of its own; Python's floats keep their precision."""
     if isinstance(value, float):
@@ -296,7 +309,8 @@ def _limit(loss, y):
     require_finite("the loss at the start", loss)
     if y is None:
         return torch.full_like(loss, math.inf)
-    return DIVERGENCE_FACTOR * torch.maximum(loss, y.square().mean() / 2)
+    # Outputs that start at zero exactly, for targets of zero, move by rounding.
+    return DIVERGENCE_FACTOR * torch.maximum(loss, y.square().mean() / 2).clamp_min(torch.finfo(loss.dtype).eps)
 
 
 def _stretches(advance, steps):
@@ -317,28 +331,51 @@ def _own_losses(loss, prediction, y, ensemble_size):
     expected = () if ensemble_size is None else (ensemble_size,)
     if not (isinstance(losses, Tensor) and losses.is_floating_point() and losses.shape == expected):
         what = f"shape {tuple(losses.shape)}, {losses.dtype}" if isinstance(losses, Tensor) else repr(losses)
-        raise ValueError(f"loss: expected a floating-point scalar tensor for each member, got {what}")
+        raise ValueError(
+            f"loss: expected a floating-point scalar tensor for each member, got {what}; return the mean or the sum"
+        )
     return losses
 
 
-def _stability_bound(model, start, x, y, momentum):
+def _stability_bound(model, start, trainable, x, y, momentum):
     """Largest stable learning rate of the model linearized at `start`, and None; or None and why there is none.
 
     It is 2 (1 + momentum) N / lambda_1, the smallest over an ensemble. The eigenvalue is that of J J^T, whose products
     are two reverse passes: the kernel itself refuses more models. What can't be differentiated twice was trained all
     the same, and has diverged: of that the user must hear then.
     """
-    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    params, now = dict(model.named_parameters()), _tensors(model)
+    frozen = [p for name, p in params.items() if name in trainable and not p.requires_grad]
     try:
+        # In the model itself: activation checkpointing computes it again in the backward pass.
+        _load(model, start)
         with torch.inference_mode(False), torch.enable_grad():
-            state = {name: value.clone().requires_grad_(name in trainable) for name, value in start.items()}
-            params, prediction = [state[name] for name in trainable], call(model, state, x)
+            for p in frozen:
+                p.requires_grad_(True)
+            prediction = model(x)
             # The members of an ensemble are one operator here: its largest eigenvalue is the largest of theirs.
             members = prediction.numel() // y.numel()
-            bound = max_learning_rate(_kernel_product(params, prediction), like=prediction.detach()) / members
+            product = _kernel_product([params[name] for name in trainable if name in params], prediction)
+            bound = max_learning_rate(product, like=prediction.detach()) / members
     except (RuntimeError, TypeError) as error:
         return None, error
+    finally:
+        _load(model, now)
+        for p in frozen:
+            p.requires_grad_(False)
     return ((1 + momentum) * bound.item(), None) if bound.isfinite() else (None, None)
+
+
+def _tensors(model):
+    """Copies of the parameters and buffers by name."""
+    return {name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())}
+
+
+@torch.no_grad()
+def _load(model, tensors):
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if name in tensors:  # not one that the user has added since
+            value.copy_(tensors[name])
 
 
 def _kernel_product(params, prediction):
@@ -378,11 +415,21 @@ def _check_data(model, x, y, loss):
     arguments = Arguments(("the parameters", params[0]))
     arguments.inputs("x", x, model)
     if loss is None:
-        arguments.tensor("y", y, "n" if isinstance(y, Tensor) and y.ndim == 1 else "n C")
+        require_tensor("y", y)
+        if y.numel() == 0 or y.ndim == 0:
+            raise ValueError(f"y: expected shape (n, ...), that of the predictions, got {tuple(y.shape)}")
+        if not y.is_floating_point():
+            raise TypeError(
+                f"y: expected a floating-point dtype, got {y.dtype}; labels need a loss, such as "
+                "torch.nn.functional.cross_entropy"
+            )
+        arguments.like_the_first("y", y)
     elif not callable(loss):
         raise TypeError(f"loss: expected a function of the prediction and y, got {loss!r}")
     elif not isinstance(y, Tensor) or y.ndim == 0:
-        raise TypeError(f"y: expected a torch.Tensor of {len(x)} rows, got {y!r}")
+        raise TypeError(
+            f"y: expected a torch.Tensor of {len(x)} rows, got {y!r}; where the loss needs none, torch.zeros({len(x)})"
+        )
     if len(x) != len(y):
         raise ValueError(f"x: expected {len(y)} rows, as many as y, got shape {tuple(x.shape)}")
     return params
@@ -392,6 +439,8 @@ def _check_optimizer(optimizer, params, momentum):
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if not {id(p) for group in optimizer.param_groups for p in group["params"]} & {id(p) for p in params}:
-        raise ValueError("optimizer: expected one of the parameters of model, got one of others")
+        raise ValueError(
+            "optimizer: expected one of the parameters of model, got one of others; make it of model.parameters()"
+        )
     if momentum:
-        raise ValueError(f"momentum: expected 0 where an optimizer is given, which has its own, got {momentum}")
+        raise ValueError(f"momentum: expected 0 where an optimizer is given, to which it belongs, got {momentum}")

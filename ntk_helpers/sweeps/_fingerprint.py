@@ -1,21 +1,58 @@
-"""A hash by which to know again a function and its parameters, whatever else they use."""
+"""By what to know a result again: what its function and parameters say, and the source files that it was run with."""
 
 import dis
 import functools
+import hashlib
+import os
 import pickle
 import sys
 import sysconfig
 import types
+from pathlib import Path
 
 import torch
 from joblib.hashing import NumpyHasher
 from torch import Tensor
 
-INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+PACKAGE = __package__.split(".")[0]
+_OWN = str(Path(__file__).parents[1]) + os.sep
+_STDLIB = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
+_INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+
+_loaded = {}  # by name of a module: the spec that it was loaded by, and the digest of its file when first seen
+
+
+def sources():
+    """Digests of the source files of all modules loaded, by path: as they were when first seen, not as they are now.
+
+    Those of this package are among them; those of Python itself and of installed packages are not, nor is the script.
+    None stands for what is no file, or was loaded twice, and changed between.
+    """
+    found = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name in ("__main__", "__mp_main__") or not isinstance(file, str):
+            continue
+        if _installed(file) and not file.startswith(_OWN):
+            continue
+        spec = getattr(module, "__spec__", None)
+        if name not in _loaded or _loaded[name][0] is not spec:  # new, or reloaded
+            _loaded[name] = spec, digest(file)
+        loaded = _loaded[name][1]
+        found[file] = loaded if found.get(file, loaded) == loaded else None
+    return found
+
+
+def digest(path):
+    """Of a file; None where there is none."""
+    try:
+        return hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest()
+    except OSError:
+        return None
 
 
 def fingerprint(named):
-    """Hash of a dict of objects by name: of functions, their code and whatever it uses beyond installed packages.
+    """Hash of a dict of objects by name: of functions, their code and whatever it names beyond installed packages.
 
     Raises TypeError, naming the culprit, where something of it can't be pickled.
     """
@@ -35,9 +72,9 @@ class _Hasher(NumpyHasher):
     without their order.
     """
 
-    def __init__(self):
+    def __init__(self, seen=()):
         super().__init__("md5")
-        self.seen = {}
+        self.seen = dict(seen)
 
     def save(self, obj):
         super().save(self._contents(obj))
@@ -47,14 +84,16 @@ class _Hasher(NumpyHasher):
 
     def _contents(self, obj):
         if isinstance(obj, Tensor):
-            values = obj.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
-            return str(obj.dtype), tuple(obj.shape), obj.requires_grad, values.view(torch.uint8).numpy()
-        if isinstance(obj, frozenset):
-            return "frozenset", set(obj)  # whose order joblib knows to ignore
+            values = obj.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy()
+            return type(obj), str(obj.dtype), str(obj.device), tuple(obj.shape), obj.requires_grad, values, vars(obj)
+        if type(obj) in (set, frozenset):
+            return type(obj).__name__, sorted(_Hasher(self.seen).hash(element) for element in obj)
         if isinstance(obj, types.ModuleType):
             return "module", obj.__name__
         if isinstance(obj, types.MappingProxyType):
             return "mappingproxy", dict(obj)
+        if isinstance(obj, types.MethodType):
+            return "method", obj.__func__, obj.__self__
         if isinstance(obj, types.CodeType):
             return _code(obj)
         if isinstance(obj, types.FunctionType) and (_of_the_user(obj) or not _importable(obj)):
@@ -63,7 +102,7 @@ class _Hasher(NumpyHasher):
             return obj
         if isinstance(obj, type):
             return self._once(obj, _class)
-        return (type(obj).__name__, obj.__wrapped__) if hasattr(obj, "__wrapped__") else obj
+        return (type(obj), vars(obj)) if hasattr(obj, "__wrapped__") else obj  # which may be pickled by its name alone
 
     def _once(self, obj, contents):
         """The contents of a function or class; where it comes again, within itself for example, its number."""
@@ -73,13 +112,18 @@ class _Hasher(NumpyHasher):
         return contents(obj)
 
 
+def _installed(file):
+    """Whether a file is one of Python itself or of an installed package; PyTorch has modules of no file's name."""
+    return not os.path.isabs(file) or file.startswith(_STDLIB) or any(folder in file for folder in _INSTALLED)
+
+
 def _of_the_user(obj):
-    """Whether a function or class lives outside of installed packages, and of this one."""
-    name = getattr(obj, "__module__", None)
-    if not isinstance(name, str) or name.split(".")[0] == __package__.split(".")[0]:
+    """Whether a function, class or module lives outside of installed packages, and of this one."""
+    name = obj.__name__ if isinstance(obj, types.ModuleType) else getattr(obj, "__module__", None)
+    if not isinstance(name, str) or name.split(".")[0] == PACKAGE:
         return name is None
-    module = sys.modules.get(name)
-    return name not in sys.builtin_module_names and not (getattr(module, "__file__", None) or "").startswith(INSTALLED)
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return name == "__main__" or (name not in sys.builtin_module_names and not (file and _installed(file)))
 
 
 def _importable(function):
@@ -96,26 +140,42 @@ def _code(code):
 
 
 def _function(function):
-    names = sorted({name for name in _names(function.__code__) if name in function.__globals__})
     cells = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
-    used = [(name, function.__globals__[name]) for name in names]
-    attributes = {k: v for k, v in vars(function).items() if k != "__wrapped__"}
-    return function.__code__, function.__defaults__, function.__kwdefaults__, cells, used, attributes
+    used = sorted(_used(function).items())
+    return function.__code__, function.__defaults__, function.__kwdefaults__, cells, used, vars(function)
 
 
-def _names(code):
-    """Names that a function and the functions inside of it look up in its module."""
+def _used(function):
+    """What a function finds by name: in its module, among modules that it imports, and in those of the user's."""
+    named, scope = set(_instructions(function.__code__)), function.__globals__
+    found = {name: scope[name] for kind, name in named if kind == "name" and name in scope}
+    found |= {name: sys.modules[name] for kind, name in named if kind == "import" and name in sys.modules}
+    modules = [value for value in found.values() if isinstance(value, types.ModuleType)]
+    for module in modules:  # to which those inside of it are added
+        if _of_the_user(module):
+            inside = {f"{module.__name__}.{name}": vars(module)[name] for _, name in named if name in vars(module)}
+            modules += [v for k, v in inside.items() if isinstance(v, types.ModuleType) and k not in found]
+            found |= inside
+    return found
+
+
+def _instructions(code):
+    """Names in a code and those inside of it, each with what is done: looked up in the module, imported, or else."""
     for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield instruction.argval
+        if "GLOBAL" in instruction.opname or instruction.opname == "LOAD_NAME":
+            yield "name", instruction.argval
+        elif instruction.opname == "IMPORT_NAME":
+            yield "import", instruction.argval
+        elif instruction.opcode in dis.hasname:
+            yield "attribute", instruction.argval
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from _instructions(constant)
 
 
 def _class(cls):
-    skipped = ("__dict__", "__weakref__", "__doc__", "_abc_impl", "_backward_cls")
-    members = [(name, _member(value)) for name, value in vars(cls).items() if name not in skipped]
+    written = ("__dict__", "__weakref__", "__doc__", "__static_attributes__", "__firstlineno__")  # by Python
+    members = [(k, _member(v)) for k, v in vars(cls).items() if k not in (*written, "_abc_impl", "_backward_cls")]
     return cls.__qualname__, type(cls), cls.__bases__, members
 
 
