@@ -1,15 +1,20 @@
+import inspect
 import math
+from types import SimpleNamespace
 
+import mpmath
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ntk_helpers import MLP, empirical_ntk, kernels, nngp_kernel, ntk_kernel
-from ntk_helpers.kernels.analytic import DUALS
-from ntk_helpers.kernels.duals import PiecewiseLinear, leaky_relu
-from ntk_helpers.kernels.quadrature import Quadrature
 from ntk_helpers.book.plotting import fit_power_law
+from ntk_helpers.kernels.analytic import DUALS
+from ntk_helpers.kernels.duals import PiecewiseLinear, _angles, cos, leaky_relu, sin
+from ntk_helpers.kernels.quadrature import Quadrature
 
 CLOSED_FORMS = {
     "Relu": "relu",
@@ -86,7 +91,7 @@ def test_quadrature_against_the_closed_forms(normal, name, b_std):
         name, lambda z: z * 1.0
     )
     for quadrature, closed in zip(
-        kernels(x, depth=3, activation=function, b_std=b_std),
+        kernels(x, depth=3, activation=Quadrature(function), b_std=b_std),
         kernels(x, depth=3, activation=name, b_std=b_std),
         strict=True,
     ):
@@ -106,9 +111,147 @@ def test_usual_activations_by_quadrature(normal, activation):
 def test_relu_in_float32_on_near_duplicates(normal):
     x = normal(20, 5)
     x = torch.cat([x, x + 1e-4 * normal(20, 5), x + 1e-6 * normal(20, 5)]).float()
-    for single, double in zip(kernels(x, depth=30), kernels(x.double(), depth=30), strict=True):
+    options = {"depth": 30, "b_std": 0.0}
+    for single, double in zip(kernels(x, **options), kernels(x.double(), **options), strict=True):
         assert single.dtype == torch.float32
         assert (single.double() - double).abs().max() <= 1e-6 * double.abs().max()
+
+
+def near_and_far(normal, d):
+    """Inputs at random, others near them, near their opposites, at both exactly, and in a narrow cluster."""
+    x = normal(8, d)
+    near = [x + size * normal(8, d) for size in (1e-1, 1e-2, 1e-4, 1e-6, 1e-8)]
+    return torch.cat([x, *near, *[-y for y in near], x, -x, 3 * x, 5 + 1e-3 * normal(20, d)])
+
+
+@pytest.mark.parametrize("d", [2, 10, 784])
+@pytest.mark.parametrize("b_std", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_angles_are_those_by_differences(normal, d, b_std, dtype):
+    """Kahan's formula for all pairs, from distances in float64, against the matrix product and its corrections."""
+    x, tolerance = near_and_far(normal, d).to(dtype), 32 * torch.finfo(dtype).eps
+    network = SimpleNamespace(w_var=2.0, b_var=b_std**2)
+    everything = slice(0, len(x))
+    angle = _angles(network, x, x)(everything, everything)
+    v = torch.cat([math.sqrt(2 / d) * x.double(), torch.full((len(x), 1), b_std, dtype=torch.float64)], dim=1)
+    unit = v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
+    apart, along = (torch.cdist(unit, s * unit, compute_mode="donot_use_mm_for_euclid_dist") for s in (1, -1))
+    torch.testing.assert_close(angle.theta.double(), 2 * torch.atan2(apart, along), rtol=0, atol=tolerance)
+    torch.testing.assert_close(angle.half.double(), apart.square() / 4, rtol=0, atol=tolerance)
+    torch.testing.assert_close(angle.rest.double(), along.square() / 4, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("d", [2, 784])
+@pytest.mark.parametrize("activation", ["relu", "abs", "leaky_relu"])
+def test_deep_relu_in_float32(normal, d, activation):
+    x = near_and_far(normal, d).float()
+    for depth in (1, 30):
+        for single, double in zip(
+            kernels(x, depth=depth, activation=activation, b_std=0.3),
+            kernels(x.double(), depth=depth, activation=activation, b_std=0.3),
+            strict=True,
+        ):
+            assert (single.double() - double).abs().max() <= 3e-6 * double.abs().max()
+
+
+def exactly(name, x, depth, w_var, b_var):
+    """Both kernels, by the formulas written down plainly, in 60 digits."""
+    mp = mpmath.mp.clone()
+    mp.dps = 60
+    rows = [[mp.mpf(v) for v in row] for row in x.tolist()]
+    w_var, b_var = mp.mpf(w_var), mp.mpf(b_var)
+
+    def erf(q1, q2, c):
+        root = mp.sqrt((1 + 2 * q1) * (1 + 2 * q2) - 4 * c**2)
+        return 2 / mp.pi * mp.atan2(2 * c, root), 4 / mp.pi / root
+
+    def gelu(q1, q2, c):
+        a, b = 1 + q1, 1 + q2
+        determinant = a * b - c**2
+        root, shrink = mp.sqrt(determinant), 1 / a + 1 / b - 1
+        both, numerator = (mp.atan2(c, root) + mp.pi / 2) / (2 * mp.pi), q1 * q2 + shrink * c**2
+        slope = both + (c * (1 + 2 * shrink) + c * numerator / determinant) / (2 * mp.pi * root)
+        return c * both + numerator / (2 * mp.pi * root), slope
+
+    def of_sin(q1, q2, c):
+        plus, minus = mp.exp(-(q1 + q2) / 2 - c), mp.exp(-(q1 + q2) / 2 + c)
+        return (minus - plus) / 2, (minus + plus) / 2
+
+    def of_cos(q1, q2, c):
+        sines, cosines = of_sin(q1, q2, c)
+        return cosines, sines
+
+    dual, n = {"erf": erf, "gelu": gelu, "sin": of_sin, "cos": of_cos}[name], range(len(x))
+    k = [[w_var / x.shape[1] * mp.fdot(u, v) + b_var for v in rows] for u in rows]
+    theta = k
+    for _ in range(depth):
+        layer = [[dual(k[i][i], k[j][j], k[i][j]) for j in n] for i in n]
+        k = [[w_var * layer[i][j][0] + b_var for j in n] for i in n]
+        theta = [[k[i][j] + w_var * layer[i][j][1] * theta[i][j] for j in n] for i in n]
+    return [torch.tensor([[float(v) for v in row] for row in kernel], dtype=torch.float64) for kernel in (k, theta)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 3e-8), (torch.float32, 2e-7)])
+@pytest.mark.parametrize("name", ["erf", "gelu", "sin", "cos"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e3, 1e7])
+@pytest.mark.parametrize(("w_std", "b_std"), [(2.0, 0.0), (1.5, 0.5), (100.0, 0.0)])
+def test_variances_of_all_sizes(normal, name, dtype, tolerance, scale, w_std, b_std):
+    """Relative to the kernel's diagonal, also of inputs that are nearly parallel or opposite, or of other norms."""
+    x = normal(3, 6)
+    x = torch.cat([x, x[:1], -x[:1], x[:1] * (1 + 1e-5), x[:1] + 1e-4 * normal(1, 6), 3 * x[:1], 0.01 * x[1:2]])
+    x = (scale * x).to(dtype)
+    for depth in (1, 4) if w_std < 100 or name in ("erf", "gelu") else (1,):  # deeper ones are chaotic
+        found = kernels(x, depth=depth, activation=name, w_std=w_std, b_std=b_std)
+        for kernel, expected in zip(found, exactly(name, x, depth, w_std**2, b_std**2), strict=True):
+            size = expected.diagonal().sqrt()
+            error = ((kernel.double() - expected) / (size.unsqueeze(1) * size)).abs().max()
+            assert error <= tolerance, (depth, error)
+
+
+@pytest.mark.parametrize("w", [0.5, 3.0])
+def test_frequencies(normal, w):
+    """sin(w z) of inputs x is sin(z) of w x."""
+    x, options = normal(5, 3), {"depth": 1, "w_std": 1.0, "b_std": 0.0}
+    for dual, name, function in ((sin, "sin", torch.sin), (cos, "cos", torch.cos)):
+        found = kernels(x, activation=dual(w), **options)
+        torch.testing.assert_close(found.nngp, nngp_kernel(w * x, activation=name, **options), rtol=1e-13, atol=1e-15)
+        by_quadrature = kernels(x, activation=lambda z, function=function: function(w * z), **options)
+        for kernel, other in zip(found, by_quadrature, strict=True):
+            torch.testing.assert_close(kernel, other, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("frequency", [30.0, 53.0, 100.0, 1000.0])
+def test_quadrature_refuses_what_its_nodes_do_not_see(normal, frequency):
+    for x in (normal(1, 3), normal(20, 3)):
+        with pytest.raises(ValueError, match=r"activation: expected a function smooth enough .*sin\(frequency\)"):
+            kernels(x, depth=1, activation=lambda z: torch.sin(frequency * z), w_std=2.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "dual"),
+    [
+        *[(function, "relu") for function in (torch.relu, functional.relu, nn.ReLU(), nn.ReLU(inplace=True))],
+        *[(nn.LeakyReLU(0.2), leaky_relu(0.2)), (nn.LeakyReLU(), "leaky_relu"), (functional.leaky_relu, "leaky_relu")],
+        *[(torch.abs, "abs"), (torch.erf, "erf"), (functional.gelu, "gelu"), (nn.GELU(), "gelu")],
+        *[(torch.sin, "sin"), (torch.cos, "cos"), (nn.Identity(), "identity")],
+        *[(torch.tanh, "tanh"), (nn.Tanh(), "tanh"), (torch.sigmoid, "sigmoid"), (nn.Sigmoid(), "sigmoid")],
+        *[(functional.silu, "silu"), (nn.SiLU(), "silu")],
+        *[(functional.softplus, "softplus"), (nn.Softplus(), "softplus")],
+    ],
+)
+def test_functions_and_modules_have_the_duals_of_their_names(normal, function, dual):
+    x = normal(4, 3)
+    for found, expected in zip(
+        kernels(x, depth=2, activation=function), kernels(x, depth=2, activation=dual), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_modules_with_other_options_are_no_namesakes(normal):
+    x = normal(4, 3)
+    for module, name in ((nn.GELU("tanh"), "gelu"), (nn.Softplus(beta=2.0), "softplus")):
+        difference = (nngp_kernel(x, depth=1, activation=module) - nngp_kernel(x, depth=1, activation=name)).abs().max()
+        assert 1e-6 < difference < 1
 
 
 @pytest.mark.parametrize("activation", DUALS)
@@ -147,11 +290,107 @@ def test_chunks_change_nothing(normal, chunk_size):
             torch.testing.assert_close(chunked, whole, rtol=1e-13, atol=1e-13)
 
 
-def test_one_kernel_by_name(normal):
-    x = normal(4, 3)
-    both = kernels(x, depth=2)
-    assert torch.equal(nngp_kernel(x, depth=2), both.nngp)
-    assert torch.equal(ntk_kernel(x, depth=2), both.ntk)
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+@pytest.mark.parametrize("parameterization", [{}, {"parameterization": "standard", "width": np.int64(8)}])
+def test_one_kernel_by_name(normal, activation, parameterization):
+    x, options = normal(4, 3), {"depth": np.int64(2), "activation": activation, "b_std": 0.3, **parameterization}
+    both = kernels(x, **options, chunk_size=np.int64(3))
+    assert torch.equal(nngp_kernel(x, **options, chunk_size=3), both.nngp)
+    assert torch.equal(ntk_kernel(x, **options, chunk_size=3), both.ntk)
+    signatures = [inspect.signature(function).parameters.values() for function in (kernels, nngp_kernel, ntk_kernel)]
+    assert len({tuple((p.name, p.kind, p.default) for p in signature) for signature in signatures}) == 1
+
+
+class Sizes(TorchDispatchMode):
+    """The sizes of all tensors that are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not function.is_view:
+            self.found.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize("kernel", [nngp_kernel, ntk_kernel])
+def test_one_kernel_alone_is_allocated(normal, kernel):
+    x = normal(300, 3)
+    with Sizes() as sizes:
+        kernel(x, depth=2, chunk_size=64)
+    assert sizes.found.count(300 * 300) == 1
+    assert sorted(sizes.found)[-2] == 64 * 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"w_std": 10.0, "depth": 30}, "layer 23: the kernel is not finite in torch.float32, .*w_std=10, depth=30"),
+        ({"w_std": 0.1, "depth": 40}, "layer 17: the kernel vanishes in torch.float32, .*w_std=0.1, depth=40"),
+        ({"w_std": 10.0, "depth": 300, "dtype": torch.float64}, "layer 182: .* not finite in torch.float64"),
+        ({"w_std": 10.0, "depth": 30, "activation": "gelu"}, "layer 23: the kernel is not finite in torch.float32"),
+        ({"w_std": 0.1, "depth": 40, "activation": "tanh"}, "layer 19: the kernel vanishes in torch.float32"),
+        ({"w_std": 10.0, "depth": 30, "activation": "sin"}, "layer 23: the ntk kernel is not finite in torch.float32"),
+        ({"scale": 1e25, "depth": 1}, "layer 1: the kernel is not finite in torch.float32"),
+        ({"scale": 1e-25, "depth": 1}, "layer 1: the kernel vanishes in torch.float32"),
+        ({"scale": 1e160, "depth": 1, "dtype": torch.float64, "activation": "erf"}, "layer 1: .* not finite"),
+    ],
+)
+def test_kernels_out_of_range_name_the_layer(changes, message):
+    """neural-tangents issue 197: w_std=10 with depth=30 was inf in float32."""
+    dtype, scale = (changes.pop(key, default) for key, default in (("dtype", torch.float32), ("scale", 1.0)))
+    x = torch.linspace(0.3, 1, 300, dtype=torch.float64).reshape(3, 100).to(dtype) * scale
+    for function in (kernels, ntk_kernel):
+        with pytest.raises(ValueError, match=message):
+            function(x, b_std=0.0, **changes)
+    assert kernels(0 * x, depth=2, b_std=0.0).ntk.eq(0).all()  # nothing vanishes that was not zero
+
+
+def second_derivatives(kernel, x, weights):
+    """Of the weighted sum of a kernel by its inputs, by autograd, and by differences of the gradients."""
+
+    def gradient(x, **options):
+        return torch.autograd.grad((weights * kernel(x)).sum(), x, **options)[0].flatten()
+
+    x = x.clone().requires_grad_()
+    found = torch.stack(
+        [torch.autograd.grad(g, x, retain_graph=True)[0].flatten() for g in gradient(x, create_graph=True)]
+    )
+    columns, step = [], 1e-5
+    for i in range(x.numel()):
+        there = [x.detach().clone() for _ in range(2)]
+        for y, sign in zip(there, (1, -1), strict=True):
+            y.view(-1)[i] += sign * step
+        plus, minus = (gradient(y.requires_grad_()) for y in there)
+        columns.append((plus - minus) / (2 * step))
+    return found, torch.stack(columns)
+
+
+@pytest.mark.parametrize("activation", ["relu", "abs", "leaky_relu", "erf", "gelu", "sin", "tanh"])
+@pytest.mark.parametrize("b_std", [0.0, 0.3])
+def test_second_derivatives(normal, activation, b_std):
+    x, weights = normal(3, 3), normal(4, 4)
+    kinked = isinstance(DUALS[activation], PiecewiseLinear)
+    apart, twice = torch.cat([x, normal(1, 3)]), torch.cat([x, x[:1]])
+    by_quadrature = isinstance(DUALS[activation], Quadrature)
+    options = {"depth": 1 if by_quadrature else 2, "activation": activation, "b_std": b_std}
+    for inputs in (twice,) if by_quadrature else (apart, twice, 30 * twice):
+        for function in (nngp_kernel, ntk_kernel):
+            if kinked and function is ntk_kernel and inputs is not apart:
+                with pytest.raises(ValueError, match="x1, x2: expected no two inputs that are parallel"):
+                    second_derivatives(lambda x: ntk_kernel(x, **options), inputs, weights)
+                continue
+            found, expected = second_derivatives(lambda x, f=function: f(x, **options), inputs, weights)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * expected.abs().max().item())
+
+
+def test_second_derivatives_at_zero_are_refused(normal):
+    x = torch.cat([normal(2, 3), torch.zeros(1, 3, dtype=torch.float64)])
+    for function in (nngp_kernel, ntk_kernel):
+        with pytest.raises(ValueError, match=r"x1, x2: expected no two inputs .*none that is zero, for second"):
+            second_derivatives(lambda x, f=function: f(x, depth=1, b_std=0.0), x, normal(3, 3))
 
 
 def test_biases_that_start_at_zero(normal):
@@ -203,7 +442,12 @@ X = torch.ones(2, 3, dtype=torch.float64)
         ({"chunk_size": 0}, "chunk_size: expected at least 1, got 0"),
         ({"activation": "rely"}, "activation: expected a callable, a dual or one of .*got 'rely'"),
         ({"activation": torch.sum}, "activation: expected an elementwise function"),
-        ({"activation": torch.relu}, "activation: expected a function smooth enough .*kinks need a closed form"),
+        ({"activation": 3}, "activation: expected a callable, a dual or one of .*got 3"),
+        ({"activation": nn.ReLU6()}, 'activation: expected a function smooth enough .*kinks need .*"relu", "leaky_re'),
+        ({"activation": nn.ELU()}, "activation: expected a function smooth enough .*kinks need a closed form"),
+        ({"activation": "tanh", "w_std": 100.0}, "activation: expected .*at variances of up to 1e.04.*large variances"),
+        ({"x1": X.half()}, r"x1: expected torch.float32 or torch.float64, got torch.float16; x1.float\(\) converts it"),
+        ({"x1": X.bfloat16()}, "x1: expected torch.float32 or torch.float64, got torch.bfloat16"),
         ({"parameterization": "mean"}, "parameterization: expected .*got 'mean'"),
         ({"parameterization": "standard"}, "width: expected an int, got NoneType"),
         ({"width": 8}, "width: expected None"),
@@ -213,3 +457,9 @@ def test_refusals(changes, message):
     arguments = {"x1": X, "depth": 2} | changes
     with pytest.raises((TypeError, ValueError), match=message):
         kernels(**arguments)
+
+
+def test_the_default_kernel_is_that_of_the_default_network():
+    defaults = [inspect.signature(function).parameters for function in (MLP, kernels, ntk_kernel, nngp_kernel)]
+    for name in ("activation", "w_std", "b_std", "parameterization"):
+        assert len({parameters[name].default for parameters in defaults}) == 1, name

@@ -10,15 +10,18 @@ al. 2018, Proposition 1 and Theorem 1). The two expectations are the *dual* of t
 the second is the derivative of the first with respect to the covariance.
 """
 
+from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from ntk_helpers._utils.checks import Arguments, require_integer, require_scales
 from ntk_helpers._utils.precision import full_precision
-from ntk_helpers.kernels.duals import GELU, Cos, Erf, Identity, PiecewiseLinear, Sin, Smooth, leaky_relu
+from ntk_helpers.kernels.duals import GELU, Erf, Identity, PiecewiseLinear, Smooth, cos, leaky_relu, sin
 from ntk_helpers.kernels.quadrature import Quadrature
 
 TILE = 2048  # bytes in a row of a tile, by default: the temporary arrays of a square tile stay in the cache
@@ -31,7 +34,6 @@ class Kernels(NamedTuple):
     ntk: Tensor
 
 
-@full_precision()
 def kernels(
     x1,
     x2=None,
@@ -39,7 +41,7 @@ def kernels(
     depth,
     activation="relu",
     w_std=2**0.5,
-    b_std=0.0,
+    b_std=0.1,
     parameterization="ntk",
     width=None,
     chunk_size=None,
@@ -53,13 +55,15 @@ def kernels(
     Parameters
     ----------
     x1 : Tensor (n1, d)
+        Of float32 or float64.
     x2 : Tensor (n2, d), optional
         None means `x1`: half the entries are computed, and the result is exactly symmetric.
     depth : int
         Number of hidden layers; 0 is the linear model.
     activation : str, dual activation or callable
-        A name in ``DUALS``, one of the duals themselves (``leaky_relu(0.1)``), or any elementwise function of
-        a tensor, such as `torch.tanh`, whose dual is then computed by `Quadrature`.
+        A name in ``DUALS``, one of the duals themselves (``leaky_relu(0.1)``, ``sin(3.0)``), or any elementwise
+        function of a tensor. Those that have a dual in ``DUALS``, such as `torch.relu` or ``nn.GELU()``, get it; that
+        of another is computed by `Quadrature`.
     w_std, b_std : float
         ``b_std=None`` leaves the biases out; ``b_std=0.0`` in the standard parameterization keeps them, starting at
         zero and trained.
@@ -68,7 +72,7 @@ def kernels(
         Of the hidden layers; given exactly in the standard parameterization.
     chunk_size : int, optional
         Rows and columns of the tiles that are computed one after the other; by default 256 in float64. Beside the
-        result a few arrays of the size of one tile are alive.
+        result, a few copies of the inputs and a few arrays of the size of one tile are alive.
 
     Returns
     -------
@@ -79,40 +83,80 @@ def kernels(
     Raises
     ------
     TypeError, ValueError
-        For arguments of wrong shape, type or value, by name; and where the quadrature of a callable does not converge.
+        For arguments of wrong shape, type or value, by name; where the quadrature of a callable does not converge; and
+        where a layer's kernel leaves the range of the dtype.
     """
+    options = depth, activation, w_std, b_std, parameterization, width, chunk_size
+    return Kernels(*_kernels(Kernels._fields, x1, x2, *options))
+
+
+def nngp_kernel(
+    x1,
+    x2=None,
+    *,
+    depth,
+    activation="relu",
+    w_std=2**0.5,
+    b_std=0.1,
+    parameterization="ntk",
+    width=None,
+    chunk_size=None,
+):
+    """The NNGP of `kernels` alone, with the same arguments and errors: a tensor (n1, n2)."""
+    return _kernels(["nngp"], x1, x2, depth, activation, w_std, b_std, parameterization, width, chunk_size)[0]
+
+
+def ntk_kernel(
+    x1,
+    x2=None,
+    *,
+    depth,
+    activation="relu",
+    w_std=2**0.5,
+    b_std=0.1,
+    parameterization="ntk",
+    width=None,
+    chunk_size=None,
+):
+    """The NTK of `kernels` alone, with the same arguments and errors: a tensor (n1, n2)."""
+    return _kernels(["ntk"], x1, x2, depth, activation, w_std, b_std, parameterization, width, chunk_size)[0]
+
+
+@full_precision()
+def _kernels(wanted, x1, x2, depth, activation, w_std, b_std, parameterization, width, chunk_size):
+    """The kernels of these names, tile by tile."""
     arguments = Arguments()
     arguments.tensor("x1", x1, "n1 d")
     if x2 is not None:
         arguments.tensor("x2", x2, "n2 d")
-    require_integer("depth", depth, at_least=0)
+    if x1.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x1: expected torch.float32 or torch.float64, got {x1.dtype}; x1.float() converts it")
+    depth = require_integer("depth", depth, at_least=0)
     chunk_size = TILE // x1.element_size() if chunk_size is None else chunk_size
-    require_integer("chunk_size", chunk_size, at_least=1)
+    chunk_size = require_integer("chunk_size", chunk_size, at_least=1)
     network = _Network(depth, _dual(activation), *_scales(w_std, b_std, parameterization, width))
-    rows, columns = x1.split(chunk_size), (x1 if x2 is None else x2).split(chunk_size)
-    nngp = x1.new_empty(len(x1), sum(map(len, columns)))
-    ntk = torch.empty_like(nngp)
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            if x2 is None and j < i:
+    symmetric = x2 is None
+    x2 = x1 if symmetric else x2
+    layers = network.layers(x1, x2, "ntk" in wanted)
+    results = [x1.new_empty(len(x1), len(x2)) for _ in wanted]
+    for rows in _chunks(len(x1), chunk_size):
+        for columns in _chunks(len(x2), chunk_size):
+            if symmetric and columns.start < rows.start:
                 continue
-            at = slice(i * chunk_size, i * chunk_size + len(row)), slice(j * chunk_size, j * chunk_size + len(column))
-            for out, tile in zip((nngp, ntk), network.tile(row, column), strict=True):
-                if x2 is None:
-                    tile = (tile + tile.mT) / 2 if i == j else tile
-                    out[at[::-1]] = tile.mT
-                out[at] = tile
-    return Kernels(nngp, ntk)
+            (both,) = deque(layers(rows, columns), maxlen=1)  # of the last layer
+            for out, name in zip(results, wanted, strict=True):
+                tile = getattr(both, name).to(x1.dtype)
+                if not tile.isfinite().all():
+                    network.refuse(layers(rows, columns), name, x1.dtype)
+                if symmetric:
+                    tile = (tile + tile.mT) / 2 if rows == columns else tile
+                    out[columns, rows] = tile.mT
+                out[rows, columns] = tile
+    return results
 
 
-def nngp_kernel(x1, x2=None, **options):
-    """The NNGP of `kernels`, with the same arguments."""
-    return kernels(x1, x2, **options).nngp
-
-
-def ntk_kernel(x1, x2=None, **options):
-    """The NTK of `kernels`, with the same arguments."""
-    return kernels(x1, x2, **options).ntk
+def _chunks(n, size):
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 @dataclass(frozen=True)
@@ -127,16 +171,30 @@ class _Network:
     ntk_bias: float  # what each layer's bias adds to the NTK
     standard: bool
 
-    def tile(self, x1, x2):
-        d = x1.shape[1]
-        inner = x1 @ x2.mT
-        q1, q2 = (self.w_var / d * x.square().sum(1) + self.b_var for x in (x1, x2))
-        c = self.w_var / d * inner + self.b_var
-        ntk = inner + self.ntk_bias if self.standard else c
-        dual = None
-        for dual, slope in self.dual.recursion(self, x1, x2, q1.unsqueeze(1), q2.unsqueeze(0), c):
-            ntk = self.ntk_scale * dual + self.ntk_bias + self.w_var * slope * ntk
-        return c if dual is None else self.w_var * dual + self.b_var, ntk
+    def layers(self, x1, x2, with_ntk):
+        """A function of the rows and columns of a tile that yields its kernels after every layer, the NTK if wanted."""
+        recursion = (self.dual if self.depth else Identity()).recursion(self, x1, x2)
+
+        def tile(rows, columns):
+            duals = recursion(rows, columns)
+            nngp, ntk = next(duals), None
+            if with_ntk:
+                ntk = x1[rows] @ x2[columns].mT + self.ntk_bias if self.standard else nngp
+            yield Kernels(nngp, ntk)
+            for dual, slope in duals:
+                nngp = self.w_var * dual + self.b_var if self.b_var else self.w_var * dual
+                if with_ntk:
+                    of_readout = self.ntk_scale * dual + self.ntk_bias if self.standard else nngp
+                    ntk = torch.addcmul(of_readout, slope(), ntk, value=self.w_var)
+                yield Kernels(nngp, ntk)
+
+        return tile
+
+    def refuse(self, layers, name, dtype):
+        """Raise for the first layer whose kernel is not finite."""
+        finite = [bool(getattr(both, name).to(dtype).isfinite().all()) for both in layers]
+        scales = f"w_std={self.w_var**0.5:.3g}, depth={self.depth}"
+        raise ValueError(f"layer {finite.index(False) + 1}: the {name} kernel is not finite in {dtype}; {scales}")
 
 
 #: The activations that `kernels` knows by name; ``sorted(DUALS)`` lists them.
@@ -146,21 +204,57 @@ DUALS = {
     "abs": PiecewiseLinear(-1.0, 1.0),
     "erf": Erf(),
     "gelu": GELU(),
-    "sin": Sin(),
-    "cos": Cos(),
+    "sin": sin(1.0),
+    "cos": cos(1.0),
     "identity": Identity(),
     "tanh": Quadrature(torch.tanh),
+    "sigmoid": Quadrature(torch.sigmoid),
+    "silu": Quadrature(functional.silu),
+    # by default linear from 20 on, a step of 2e-9
+    "softplus": Quadrature(lambda z: functional.softplus(z, threshold=40)),
+}
+
+_NAMES = {
+    "relu": [torch.relu, functional.relu],
+    "leaky_relu": [functional.leaky_relu],
+    "abs": [torch.abs, torch.absolute, abs],
+    "erf": [torch.erf, torch.special.erf],
+    "gelu": [functional.gelu],
+    "sin": [torch.sin],
+    "cos": [torch.cos],
+    "tanh": [torch.tanh, functional.tanh],
+    "sigmoid": [torch.sigmoid, functional.sigmoid, torch.special.expit],
+    "silu": [functional.silu],
+    "softplus": [functional.softplus],
+}
+_DUALS_OF_FUNCTIONS = {function: DUALS[name] for name, functions in _NAMES.items() for function in functions}
+
+_DUALS_OF_MODULES = {
+    nn.ReLU: lambda module: DUALS["relu"],
+    nn.LeakyReLU: lambda module: leaky_relu(module.negative_slope),
+    nn.GELU: lambda module: DUALS["gelu"] if module.approximate == "none" else Quadrature(module),
+    nn.Identity: lambda module: DUALS["identity"],
+    nn.Tanh: lambda module: DUALS["tanh"],
+    nn.Sigmoid: lambda module: DUALS["sigmoid"],
+    nn.SiLU: lambda module: DUALS["silu"],
+    nn.Softplus: lambda module: DUALS["softplus"] if module.beta == 1 else Quadrature(module),
 }
 
 
 def _dual(activation):
     if isinstance(activation, Smooth | PiecewiseLinear):
         return activation
-    if callable(activation):
-        return Quadrature(activation)
-    if activation not in DUALS:
-        raise ValueError(f"activation: expected a callable, a dual or one of {sorted(DUALS)}, got {activation!r}")
-    return DUALS[activation]
+    if isinstance(activation, str):
+        if activation not in DUALS:
+            raise ValueError(f"activation: expected a callable, a dual or one of {sorted(DUALS)}, got {activation!r}")
+        return DUALS[activation]
+    if not callable(activation):
+        raise TypeError(f"activation: expected a callable, a dual or one of {sorted(DUALS)}, got {activation!r}")
+    if type(activation) in _DUALS_OF_MODULES:
+        return _DUALS_OF_MODULES[type(activation)](activation)
+    if isinstance(activation, Hashable) and activation in _DUALS_OF_FUNCTIONS:
+        return _DUALS_OF_FUNCTIONS[activation]
+    return Quadrature(activation)
 
 
 def _scales(w_std, b_std, parameterization, width):
@@ -168,7 +262,7 @@ def _scales(w_std, b_std, parameterization, width):
     require_scales(w_std, b_std, parameterization)
     standard = parameterization == "standard"
     if standard:
-        require_integer("width", width, at_least=1)
+        width = require_integer("width", width, at_least=1)
     elif width is not None:
         raise ValueError(f"width: expected None, as the kernel does not depend on it, got {width}")
     w_var, b_var = w_std**2, 0.0 if b_std is None else b_std**2
