@@ -54,7 +54,7 @@ test: $(READY) ## run the unit tests and every chapter
 	@$(MAKE) --no-print-directory chapters
 
 test-site: $(READY) ## test the built site in Chromium, and the printed book
-	$(PYTEST) --dist loadgroup tests/site
+	$(PYTEST) tests/site
 
 colab: notebooks ## run every notebook as in Colab: newest releases, the package from git
 	$(BIN)/python tools/try_in_colab.py

@@ -21,8 +21,6 @@ FOLDED_CODE = "details.hide .cell_input pre"
 
 FIRST = SITE / f"{TOC['root']}.html"
 
-pytestmark = pytest.mark.xdist_group("pdf")  # its text is read once
-
 if not PDF.exists() or not FIRST.exists() or PDF.stat().st_mtime < FIRST.stat().st_mtime:
     pytest.skip(f"{PDF.relative_to(ROOT)} has not been made of the present site: run make pdf", allow_module_level=True)
 

@@ -48,7 +48,6 @@ SAID = "id => said[id] ?? []"
 FOLD_LABEL = "details.hide > summary > .collapsed"
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 REDIRECTS = CONFIG["sphinx"]["config"]["redirects"]
-ONE_BUILD = pytest.mark.xdist_group("published")  # of the site where its address is known
 INTERACTIVE = "a[href], button, summary, input, select, textarea, [tabindex='0']"
 
 
@@ -237,7 +236,6 @@ def test_every_chapter_offers_its_notebook(site):
         nbformat.validate(nbformat.read(path, as_version=4))
 
 
-@ONE_BUILD
 def test_colab_opens_notebooks_that_are_published(published):
     for chapter in chapters():
         (button,) = parse(published / f"{chapter.docname}.html").select(".btn-colab-button")
@@ -248,7 +246,6 @@ def test_colab_opens_notebooks_that_are_published(published):
         assert re.search(r"%pip install --quiet --no-deps git\+https://github\.com/owner/name@[0-9a-f]{40}", source)
 
 
-@ONE_BUILD
 def test_links_of_notebooks_lead_to_places_on_the_site(published):
     for chapter in chapters():
         notebook = nbformat.read(published / "notebooks" / notebook_path(chapter.docname), as_version=4)
@@ -267,7 +264,6 @@ def test_no_colab_button_where_nothing_is_published(site):
         assert not parse(site / f"{chapter.docname}.html").select(".btn-colab-button")
 
 
-@ONE_BUILD
 @pytest.mark.parametrize("kind", ["og:title", "og:description", "og:url", "og:image"])
 def test_previews(published, kind):
     for chapter in chapters():
