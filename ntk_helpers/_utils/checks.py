@@ -36,7 +36,7 @@ class Arguments:
         self._check_shape(name, tuple(value.shape), pattern.replace("?", "").split(), optional="?" in pattern)
         self.like_the_first(name, value)
 
-    def inputs(self, name, x, model):
+    def inputs(self, name, x):
         """Check the inputs of a model: a tensor (n, ...), n > 0; whether it takes integers, the model says itself."""
         require_tensor(name, x)
         if x.ndim == 0 or len(x) == 0:

@@ -413,7 +413,7 @@ def _check_data(model, x, y, loss):
     """Check the data against each other and against the model; return its trainable parameters."""
     params = list(require_trainable(model).values())
     arguments = Arguments(("the parameters", params[0]))
-    arguments.inputs("x", x, model)
+    arguments.inputs("x", x)
     if loss is None:
         require_tensor("y", y)
         if y.numel() == 0 or y.ndim == 0:

@@ -20,9 +20,8 @@ logger = logging.getLogger("ntk_helpers.empirical")
 # parameters, all members of an ensemble at once are quicker than one after the other.
 FEW_POINTS, LARGE_JACOBIAN, SMALL_NETWORK = 8, 10**7, 10**6
 
-HELD = (
-    2**24
-)  # numbers that depend on the output, about, at once; every further chunk of outputs is one more forward pass
+# Numbers that depend on the output, about, at once; every further chunk of outputs is one more forward pass.
+HELD = 2**24
 
 
 class _Part(NamedTuple):

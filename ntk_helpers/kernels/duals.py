@@ -103,25 +103,16 @@ class GELU(Smooth):
 
 
 @dataclass(frozen=True)
-class Sin(Smooth):
-    """phi(z) = sin(frequency * z)."""
+class _Wave(Smooth):
+    """phi(z) = sin(frequency * z), or cos(frequency * z) where it is even."""
 
-    frequency: float = 1.0
-
-    def __call__(self, q1, q2, c, angle=None):
-        sines, cosines = _waves(self.frequency, q1, q2, c, angle)
-        return sines, lambda: self.frequency**2 * cosines
-
-
-@dataclass(frozen=True)
-class Cos(Smooth):
-    """phi(z) = cos(frequency * z)."""
-
-    frequency: float = 1.0
+    frequency: float
+    even: bool
 
     def __call__(self, q1, q2, c, angle=None):
         sines, cosines = _waves(self.frequency, q1, q2, c, angle)
-        return cosines, lambda: self.frequency**2 * sines
+        dual, of_derivative = (cosines, sines) if self.even else (sines, cosines)
+        return dual, lambda: self.frequency**2 * of_derivative
 
 
 def _waves(frequency, q1, q2, c, angle):
@@ -347,12 +338,12 @@ def leaky_relu(slope):
 
 def sin(frequency):
     """phi(z) = sin(frequency * z)."""
-    return Sin(frequency)
+    return _Wave(frequency, even=False)
 
 
 def cos(frequency):
     """phi(z) = cos(frequency * z)."""
-    return Cos(frequency)
+    return _Wave(frequency, even=True)
 
 
 def _sqrt(x):

@@ -52,7 +52,7 @@ def jacobian(model, x, *, chunk_size=None):
         draws random numbers, changes from call to call, or lets samples of a batch see each other, as Dropout and
         BatchNorm in training mode do; and for a result that is not finite.
     """
-    check_model(model).inputs("x", x, model)
+    check_model(model).inputs("x", x)
     chunk_size = _checked_chunk_size(chunk_size)
     probe, x = _probe(model, x), x.detach()
 
@@ -113,9 +113,9 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     _require_one_of("output", output, ["diagonal", "full", "trace"])
     _require_one_of("method", method, ["auto", "jacobian", "layerwise", "vector_product"])
     arguments = check_model(model)
-    arguments.inputs("x1", x1, model)
+    arguments.inputs("x1", x1)
     if x2 is not None:
-        arguments.inputs("x2", x2, model)
+        arguments.inputs("x2", x2)
         if x2.shape[1:] != x1.shape[1:]:
             expected = ", ".join(["n2", *map(str, x1.shape[1:])])
             raise ValueError(f"x2: expected shape ({expected}), got {tuple(x2.shape)}")
@@ -169,7 +169,7 @@ def ntk_vector_product(model, x, v):
         As `empirical_ntk` with method "vector_product".
     """
     arguments = check_model(model)
-    arguments.inputs("x", x, model)
+    arguments.inputs("x", x)
     probe, size = _probe(model, x), ensemble_size(model)
     x = x.detach()
     arguments.tensor("v", v, " ".join(map(str, [*([size] if size else []), len(x), *probe.output_shape])))
