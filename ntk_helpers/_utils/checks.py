@@ -116,6 +116,13 @@ def require_tensor(name, value):
         raise TypeError(f"{name}: expected a tensor of numbers, got a quantized one; {name}.dequantize() makes one")
 
 
+def require_single_or_double(name, value):
+    """Raise TypeError unless a tensor is of one of the dtypes that hold a kernel."""
+    if value.dtype not in (torch.float32, torch.float64):
+        expected = "expected torch.float32 or torch.float64"
+        raise TypeError(f"{name}: {expected}, got {value.dtype}; convert it, by {name}.double() or .float()")
+
+
 def require_finite(name, value):
     """Raise ValueError where a tensor holds NaN or infinity."""
     if value.detach().sum().isfinite():  # much quicker than to look at each

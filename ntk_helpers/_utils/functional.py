@@ -88,3 +88,29 @@ def over_members(model, function):
     """The function of (params, rest, s) for the model, or stacked over an ensemble's members s."""
     results = [function(*state, s) for s, state in enumerate(states(model))]
     return results[0] if ensemble_size(model) is None else torch.stack(results)
+
+
+def pull_and_push(outputs, inputs, v):
+    """J^T v, and the function u -> J u, for the derivatives J of tensors by others: lists like `inputs` and `outputs`.
+
+    J u is the derivative by v of <u, J^T v>: two reverse passes. What depends on nothing is zero.
+    """
+    moving = [i for i, value in enumerate(outputs) if value.requires_grad]
+    v = [v[i].detach().requires_grad_() for i in moving]
+    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    pulled = [torch.zeros_like(value) for value in inputs]
+    if moving:
+        pulled = torch.autograd.grad([outputs[i] for i in moving], inputs, v, create_graph=True, **options)
+    depending = [i for i, g in enumerate(pulled) if g.requires_grad]
+
+    def push_forward(u):
+        pushed = [torch.zeros_like(value) for value in outputs]
+        if depending:
+            along = [u[i] for i in depending]
+            options["create_graph"] = any(t.requires_grad for t in along)
+            changes = torch.autograd.grad([pulled[i] for i in depending], v, along, **options)
+            for i, change in zip(moving, changes, strict=True):
+                pushed[i] = change
+        return pushed
+
+    return [g.detach() for g in pulled], push_forward

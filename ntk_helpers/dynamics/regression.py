@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ntk_helpers._utils.checks import Arguments, require_non_negative
+from ntk_helpers._utils.checks import Arguments, require_non_negative, require_single_or_double
 
 # Relative rounding of a kernel's entry, in units of that of its dtype: a recursion over layers makes a few.
 ENTRY = 4
@@ -140,10 +140,7 @@ def check_kernel(arguments, name, kernel, size):
             "for the full kernel of several outputs see flatten_outputs"
         )
     arguments.tensor(name, kernel, f"S? {size} {size}")
-    if kernel.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"{name}: expected float32 or float64, got {kernel.dtype}; convert it, for example by .double()"
-        )
+    require_single_or_double(name, kernel)
     asymmetry, scale = (kernel - kernel.mT).abs().max().item(), kernel.abs().max().item()
     if asymmetry > math.sqrt(torch.finfo(kernel.dtype).eps) * scale:
         raise ValueError(

@@ -20,7 +20,7 @@ from ntk_helpers._utils.checks import (
     require_tensor,
     require_trainable,
 )
-from ntk_helpers._utils.functional import ensemble_size
+from ntk_helpers._utils.functional import ensemble_size, pull_and_push
 from ntk_helpers._utils.interruption import interruption
 from ntk_helpers._utils.progress import progress_bar
 from ntk_helpers.dynamics._descent import Autograd, descent, half_mean_square
@@ -355,8 +355,8 @@ def _stability_bound(model, start, trainable, x, y, momentum):
             prediction = model(x)
             # The members of an ensemble are one operator here: its largest eigenvalue is the largest of theirs.
             members = prediction.numel() // y.numel()
-            product = _kernel_product([params[name] for name in trainable if name in params], prediction)
-            bound = max_learning_rate(product, like=prediction.detach()) / members
+            moving = [params[name] for name in trainable if name in params]
+            bound = max_learning_rate(_kernel_product(prediction, moving), like=prediction.detach()) / members
     except (RuntimeError, TypeError) as error:
         return None, error
     finally:
@@ -364,6 +364,14 @@ def _stability_bound(model, start, trainable, x, y, momentum):
         for p in frozen:
             p.requires_grad_(False)
     return ((1 + momentum) * bound.item(), None) if bound.isfinite() else (None, None)
+
+
+def _kernel_product(prediction, params):
+    def product(v):
+        pulled, push_forward = pull_and_push([prediction], params, [v])
+        return push_forward(pulled)[0]
+
+    return product
 
 
 def _tensors(model):
@@ -376,18 +384,6 @@ def _load(model, tensors):
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if name in tensors:  # not one that the user has added since
             value.copy_(tensors[name])
-
-
-def _kernel_product(params, prediction):
-    cotangent = torch.zeros_like(prediction, requires_grad=True)
-    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-    pulled_back = torch.autograd.grad(prediction, params, cotangent, create_graph=True, **options)
-
-    def product(v):
-        gradients = torch.autograd.grad(prediction, params, v, **options)
-        return torch.autograd.grad(pulled_back, cotangent, gradients, **options)[0]
-
-    return product
 
 
 def _check_record(record):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch.func import vmap
 
+from ntk_helpers._utils import functional
 from ntk_helpers._utils.functional import split, state_of, states
 from ntk_helpers.kernels._gram import from_full, gradient_gram
 from ntk_helpers.kernels._layers import blocks as layer_blocks
@@ -212,19 +213,10 @@ def pull_and_push(probe, params, rest, x, v):
     """
     if probe.hooked:
         raise ValueError("model: expected no hooks on gradients for vector products, got some")
-    v = v.detach().requires_grad_()
+    params = {name: p.detach().requires_grad_() for name, p in params.items()}
     with torch.enable_grad():
-        pulled = _pull_back(probe, params, rest, x)(v, create_graph=True)
-    depending = {name: g for name, g in pulled.items() if g.requires_grad}
-
-    def push_forward(u):
-        if not depending:
-            return torch.zeros_like(v)
-        along = [u[name] for name in depending]
-        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        return torch.autograd.grad(list(depending.values()), v, along, **options)[0]
-
-    return {name: g.detach() for name, g in pulled.items()}, push_forward
+        pulled, push = functional.pull_and_push([_outputs(probe, params, rest, x)], list(params.values()), [v])
+    return dict(zip(params, pulled, strict=True)), lambda u: push([u[name] for name in params])[0]
 
 
 def check_products(v, pulled, u, pushed):

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntk_helpers._utils.checks import Arguments, require_integer, require_scales
+from ntk_helpers._utils.checks import Arguments, require_integer, require_scales, require_single_or_double
 from ntk_helpers._utils.precision import full_precision
 from ntk_helpers.kernels.duals import GELU, Erf, Identity, PiecewiseLinear, Smooth, cos, leaky_relu, sin
+from ntk_helpers.kernels.elu import ELU
 from ntk_helpers.kernels.quadrature import Quadrature
 
 TILE = 2048  # bytes in a row of a tile, by default: the temporary arrays of a square tile stay in the cache
@@ -129,8 +130,7 @@ def _kernels(wanted, x1, x2, depth, activation, w_std, b_std, parameterization, 
     arguments.tensor("x1", x1, "n1 d")
     if x2 is not None:
         arguments.tensor("x2", x2, "n2 d")
-    if x1.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x1: expected torch.float32 or torch.float64, got {x1.dtype}; x1.float() converts it")
+    require_single_or_double("x1", x1)
     depth = require_integer("depth", depth, at_least=0)
     chunk_size = TILE // x1.element_size() if chunk_size is None else chunk_size
     chunk_size = require_integer("chunk_size", chunk_size, at_least=1)
@@ -210,6 +210,7 @@ DUALS = {
     "tanh": Quadrature(torch.tanh),
     "sigmoid": Quadrature(torch.sigmoid),
     "silu": Quadrature(functional.silu),
+    "elu": ELU(),
     # by default linear from 20 on, a step of 2e-9
     "softplus": Quadrature(lambda z: functional.softplus(z, threshold=40)),
 }
@@ -225,6 +226,7 @@ _NAMES = {
     "tanh": [torch.tanh, functional.tanh],
     "sigmoid": [torch.sigmoid, functional.sigmoid, torch.special.expit],
     "silu": [functional.silu],
+    "elu": [functional.elu],
     "softplus": [functional.softplus],
 }
 _DUALS_OF_FUNCTIONS = {function: DUALS[name] for name, functions in _NAMES.items() for function in functions}
@@ -237,6 +239,7 @@ _DUALS_OF_MODULES = {
     nn.Tanh: lambda module: DUALS["tanh"],
     nn.Sigmoid: lambda module: DUALS["sigmoid"],
     nn.SiLU: lambda module: DUALS["silu"],
+    nn.ELU: lambda module: DUALS["elu"] if module.alpha == 1 else Quadrature(module),
     nn.Softplus: lambda module: DUALS["softplus"] if module.beta == 1 else Quadrature(module),
 }
 

@@ -9,7 +9,14 @@ from torch._C._functorch import maybe_current_level
 from torch.func import jvp
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from ntk_helpers._utils.functional import borrowed, call, ensemble_size, leaves_the_model, state_of
+from ntk_helpers._utils.functional import (
+    borrowed,
+    call,
+    ensemble_size,
+    leaves_the_model,
+    pull_and_push,
+    state_of,
+)
 from ntk_helpers._utils.precision import full_precision
 from ntk_helpers.kernels._probe import check_model, check_modes
 
@@ -124,20 +131,11 @@ def _require_finite(results, values, tangent):
 
 
 def _by_two_reverse_passes(outputs, origin, tangent):
-    """The derivative of v -> J^T v, along the tangent, is J times the tangent."""
     at = {name: value.detach().requires_grad_() for name, value in origin.items()}
     with torch.enable_grad():
         values = outputs(at)
-        changes = [torch.zeros_like(value) for value in values]
-        moving = [i for i, value in enumerate(values) if value.requires_grad]
-        v = [torch.zeros_like(values[i], requires_grad=True) for i in moving]
-        options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
-        pulled = torch.autograd.grad([values[i] for i in moving], list(at.values()), v, **options) if moving else []
-        pairs = [(g, t) for g, t in zip(pulled, tangent.values(), strict=bool(moving)) if g.requires_grad]
-        if pairs:
-            gradients, along = zip(*pairs, strict=True)
-            for i, change in zip(moving, torch.autograd.grad(gradients, v, along, **options), strict=True):
-                changes[i] = change
+        _, push_forward = pull_and_push(values, list(at.values()), [torch.zeros_like(value) for value in values])
+        changes = push_forward(list(tangent.values()))
     if not torch.is_grad_enabled():
         return [value.detach() for value in values], [change.detach() for change in changes]
     return values, changes

@@ -578,7 +578,10 @@ def test_refused_problems(function, changes, message):
             r"f0_test: expected shape \(3, 1\), got \(2, 1\)",
         ),
         (lambda: gradient_flow(EYE, Y).predict(1.0, None), "k_test_train: expected a torch.Tensor, got NoneType"),
-        (lambda: gradient_flow(EYE.half(), Y.half()), "k_train_train: expected float32 or float64, got torch.float16"),
+        (
+            lambda: gradient_flow(EYE.half(), Y.half()),
+            "k_train_train: expected torch.float32 or torch.float64, got torch.float16",
+        ),
         (lambda: kernel_ridge(EYE, Y, 0.0)(EYE.float()), "k_test_train: expected torch.float64"),
         (lambda: kernel_ridge(EYE, Y, 0.0)(EYE[:, 1:]), r"k_test_train: expected shape \(m, 3\), got \(3, 2\)"),
         (lambda: max_learning_rate(EYE[:2]), r"kernel: expected shape \(N, N\) or \(S, N, N\), got \(2, 3\)"),

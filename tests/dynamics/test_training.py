@@ -889,6 +889,18 @@ def test_outputs_of_any_shape(normal, shape):
     assert caught.value.max_learning_rate == pytest.approx(bound, rel=1e-4)
 
 
+def test_the_bound_of_a_model_with_a_parameter_without_effect(normal):
+    """Its gradient, zero, has no second pass."""
+    x, y = normal(6, 3), normal(6, 1)
+    net = nn.Sequential(nn.Linear(3, 1)).double()
+    net.register_parameter("spare", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    design = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+    bound = 2 * len(x) / torch.linalg.matrix_norm(design, 2).square().item()
+    with pytest.raises(DivergenceError) as caught:
+        train(net, x, y, learning_rate=5 * bound, steps=1000)
+    assert caught.value.max_learning_rate == pytest.approx(bound, rel=1e-9)
+
+
 class Images(MLP):
     """The members' outputs as images."""
 

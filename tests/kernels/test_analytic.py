@@ -108,6 +108,42 @@ def test_usual_activations_by_quadrature(normal, activation):
     assert ((dual - products.mean(0)).abs() <= 5 * products.std(0) / 1000).all()
 
 
+@pytest.mark.parametrize("variances", [(1e-6, 1e-6), (0.01, 0.5), (1.0, 2.0), (9.0, 4.0), (300.0, 20.0), (1e4, 1e4)])
+@pytest.mark.parametrize("correlation", [-0.99999, -0.5, 0.0, 0.3, 0.999])
+def test_elu(variances, correlation):
+    """Against integrals over u alone, in 25 digits, of what is expected given u; the tails are negligible."""
+    mp = mpmath.mp.clone()
+    mp.dps = 25
+    q1, q2 = map(mp.mpf, variances)
+    c = correlation * mp.sqrt(q1 * q2)
+    s, root = mp.sqrt(q2 - c**2 / q1), mp.sqrt(q1)
+
+    def mean(function, given):
+        breaks = [sign * size * root for size in (14, 6, 2, 0.3) for sign in (-1, 1)]
+        return mp.quad(lambda u: function(u) * given(c / q1 * u) * mp.npdf(u, 0, root), sorted([0, *breaks]))
+
+    def exponential(m):  # of v below zero, for v of the mean m and the variance s^2
+        return mp.exp(m + s**2 / 2) * mp.ncdf(-m / s - s)
+
+    def elu(m):
+        return m * mp.ncdf(m / s) + s * mp.npdf(m / s) + exponential(m) - mp.ncdf(-m / s)
+
+    dual = mean(lambda u: u if u > 0 else mp.expm1(u), elu)
+    slope = mean(lambda u: 1 if u > 0 else mp.exp(u), lambda m: mp.ncdf(m / s) + exponential(m))
+    found, slope_of = DUALS["elu"](*torch.tensor([[v] for v in (*variances, float(c))], dtype=torch.float64))
+    size = float(mp.sqrt(q1 * q2))
+    assert found.item() == pytest.approx(float(dual), rel=1e-12, abs=1e-12 * size)
+    assert slope_of().item() == pytest.approx(float(slope), rel=1e-11)
+
+
+def test_elu_of_a_wide_network(normal):
+    x = normal(3, 4)
+    net = MLP(4, 4000, 2, activation=functional.elu, seeds=range(20), dtype=torch.float64)
+    apart = (empirical_ntk(net, x)[..., 0, 0] - ntk_kernel(x, depth=2, activation="elu")).mean(0)
+    spread = empirical_ntk(net, x)[..., 0, 0].std(0)
+    assert (apart.abs() <= 4 * spread / 20**0.5).all()
+
+
 def test_relu_in_float32_on_near_duplicates(normal):
     x = normal(20, 5)
     x = torch.cat([x, x + 1e-4 * normal(20, 5), x + 1e-6 * normal(20, 5)]).float()
@@ -236,6 +272,7 @@ def test_quadrature_refuses_what_its_nodes_do_not_see(normal, frequency):
         *[(torch.sin, "sin"), (torch.cos, "cos"), (nn.Identity(), "identity")],
         *[(torch.tanh, "tanh"), (nn.Tanh(), "tanh"), (torch.sigmoid, "sigmoid"), (nn.Sigmoid(), "sigmoid")],
         *[(functional.silu, "silu"), (nn.SiLU(), "silu")],
+        *[(functional.elu, "elu"), (nn.ELU(), "elu")],
         *[(functional.softplus, "softplus"), (nn.Softplus(), "softplus")],
     ],
 )
@@ -444,9 +481,12 @@ X = torch.ones(2, 3, dtype=torch.float64)
         ({"activation": torch.sum}, "activation: expected an elementwise function"),
         ({"activation": 3}, "activation: expected a callable, a dual or one of .*got 3"),
         ({"activation": nn.ReLU6()}, 'activation: expected a function smooth enough .*kinks need .*"relu", "leaky_re'),
-        ({"activation": nn.ELU()}, "activation: expected a function smooth enough .*kinks need a closed form"),
+        ({"activation": nn.ELU(0.5)}, "activation: expected a function smooth enough .*kinks need a closed form"),
         ({"activation": "tanh", "w_std": 100.0}, "activation: expected .*at variances of up to 1e.04.*large variances"),
-        ({"x1": X.half()}, r"x1: expected torch.float32 or torch.float64, got torch.float16; x1.float\(\) converts it"),
+        (
+            {"x1": X.half()},
+            r"x1: expected torch.float32 or torch.float64, got torch.float16; convert it, by x1.double\(\)",
+        ),
         ({"x1": X.bfloat16()}, "x1: expected torch.float32 or torch.float64, got torch.bfloat16"),
         ({"parameterization": "mean"}, "parameterization: expected .*got 'mean'"),
         ({"parameterization": "standard"}, "width: expected an int, got NoneType"),
