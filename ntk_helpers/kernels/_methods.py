@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -21,8 +22,9 @@ logger = logging.getLogger("ntk_helpers.empirical")
 # parameters, all members of an ensemble at once are quicker than one after the other.
 FEW_POINTS, LARGE_JACOBIAN, SMALL_NETWORK = 8, 10**7, 10**6
 
-# Numbers that depend on the output, about, at once; every further chunk of outputs is one more forward pass.
-HELD = 2**24
+# Numbers that depend on the output, about, at once. Every further chunk of outputs is one more forward pass; in the
+# full kernel, which pairs them, one more way through all of them.
+HELD, HELD_IN_FULL = 2**24, 2**27
 
 
 class _Part(NamedTuple):
@@ -31,7 +33,7 @@ class _Part(NamedTuple):
     features: Callable  # (params, rest, x) to all that the method keeps of a chunk of points: a dict of tensors
     blocks: Callable  # (params, rest, features, features) to tuples (name, rows, columns, block), laid out by `_gram`
     batched: bool  # whether features are computed for all members of an ensemble at once
-    numbers: int  # of a sample's features, for each output
+    numbers: int  # of a sample's features, for each output; zero if they depend on none
 
 
 def parts(probe, method, output, per_layer, x1, x2):
@@ -58,9 +60,14 @@ def parts(probe, method, output, per_layer, x1, x2):
 
 
 def chunks_of_outputs(part, probe, output, samples):
-    """Slices of the outputs, for a part that treats so many samples at once; the full kernel needs all together."""
-    at_once = probe.outputs if output == "full" else max(1, HELD // (samples * max(1, part(probe).numbers)))
-    return [slice(i, min(i + at_once, probe.outputs)) for i in range(0, probe.outputs, at_once)]
+    """Pairs of slices of the outputs, for a part that treats so many samples at once: only the full kernel mixes them.
+
+    All pairs together cover what the kernel has.
+    """
+    numbers, held = samples * part(probe).numbers, HELD_IN_FULL if output == "full" else HELD
+    at_once = max(1, held // numbers) if numbers else probe.outputs
+    chunks = [slice(i, min(i + at_once, probe.outputs)) for i in range(0, probe.outputs, at_once)]
+    return list(product(chunks, chunks)) if output == "full" else [(chunk, chunk) for chunk in chunks]
 
 
 def _layerwise_part(probe, *, output, per_layer):
@@ -112,7 +119,7 @@ def _vector_product_part(probe, *, names, output, per_layer):
             block = block.permute(2, 3, 0, 1) if flipped else block
             yield group[0], slice(0, len(x1)), slice(0, len(x2)), from_full(block, output)
 
-    return _Part(features, blocks, batched=False, numbers=1)
+    return _Part(features, blocks, batched=False, numbers=0)
 
 
 def _only(gradient, names):
@@ -120,26 +127,30 @@ def _only(gradient, names):
     return {name: value if name in names else torch.zeros_like(value) for name, value in gradient.items()}
 
 
-def blocks(model, part, x1, x2, chunk):
-    """Blocks (s, name, rows, columns, block) that cover all members' kernels, or where x2 is None their triangles."""
+def blocks(model, sides, x1, x2, chunk):
+    """Blocks (s, name, rows, columns, block) that cover all members' kernels, or where x2 is None their triangles.
+
+    The two `sides` are the part for the rows and that for the columns: the same one, or of other outputs.
+    """
     every = states(model)
     everyone = range(len(every))
-    for members in [everyone] if part.batched else [[s] for s in everyone]:
-        features = partial(_features, part, [every[s] for s in members], state_of(model))
-        for top, left, f1, f2 in _tiles(features, x1, x2, chunk):
+    for members in [everyone] if sides[0].batched else [[s] for s in everyone]:
+        features = [partial(_features, side, [every[s] for s in members], state_of(model)) for side in sides]
+        for top, left, f1, f2 in _tiles(features, x1, x2, chunk, mixed=sides[0] is not sides[1]):
             for s, of_rows, of_columns in zip(members, f1, f2, strict=True):
-                for name, rows, columns, block in part.blocks(*every[s], of_rows, of_columns):
+                for name, rows, columns, block in sides[0].blocks(*every[s], of_rows, of_columns):
                     yield s, name, _shifted(rows, top), _shifted(columns, left), block
 
 
-def _tiles(features, x1, x2, chunk):
+def _tiles(features, x1, x2, chunk, mixed):
     """Corners and features (top, left, f1, f2) that cover the kernel, or its upper triangle where x2 is None."""
+    of_rows, of_columns = features
     others, symmetric = (x1, True) if x2 is None else (x2, False)
     for top in range(0, len(x1), chunk):
-        f1 = features(x1[top : top + chunk])
+        f1 = of_rows(x1[top : top + chunk])
         for left in range(top if symmetric else 0, len(others), chunk):
-            same = symmetric and left == top
-            yield top, left, f1, f1 if same else features(others[left : left + chunk])
+            same = symmetric and left == top and not mixed
+            yield top, left, f1, f1 if same else of_columns(others[left : left + chunk])
 
 
 def _shifted(rows, by):

@@ -91,8 +91,8 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
         it tells the logger "ntk_helpers.empirical" at level INFO.
     chunk_size : int, optional
         Samples of `x1` and of `x2` treated at once; None for all. Bounds the memory, at the price of one more pass
-        through the network for every pair of chunks. Of many outputs, "trace" and "diagonal" treat as many at once as
-        then fit in some hundred megabytes; the full kernel has all pairs of them.
+        through the network for every pair of chunks. Of many outputs, as many are treated at once as then fit in some
+        hundred megabytes; of the full kernel, with its pairs of outputs, in about a gigabyte.
     per_layer : bool
         Return the share of each trainable parameter under its name; the shares sum to the kernel.
 
@@ -129,9 +129,11 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
     theta = {name: torch.zeros(size or 1, n1, n2, *pairs, dtype=probe.dtype, device=x1.device) for name in names}
     chunk_size = min(chunk_size or max(n1, n2), max(n1, n2))
     for part in parts(probe, method, output, per_layer, x1, others):
-        for chosen in chunks_of_outputs(part, probe, output, chunk_size * (size or 1)):
-            of_outputs = (chosen,) if output == "diagonal" else ()
-            for s, name, rows, columns, block in blocks(model, part(probe.only(chosen)), x1, x2, chunk_size):
+        for pair in chunks_of_outputs(part, probe, output, chunk_size * (size or 1)):
+            of_outputs = {"full": pair, "diagonal": pair[:1], "trace": ()}[output]
+            side = part(probe.only(pair[0]))
+            sides = side, side if pair[0] is pair[1] else part(probe.only(pair[1]))
+            for s, name, rows, columns, block in blocks(model, sides, x1, x2, chunk_size):
                 theta[name if per_layer else "sum"][s, rows, columns, *of_outputs] += arranged(block, output)
     for name, value in theta.items():
         if x2 is None:

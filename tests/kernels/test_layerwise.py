@@ -738,22 +738,23 @@ def test_memory_follows_the_chunks(normal, method):
     assert whole.numel >= 32 * per_point
 
 
-@pytest.mark.parametrize("output", ["trace", "diagonal"])
+@pytest.mark.parametrize("output", ["full", "trace", "diagonal"])
 @pytest.mark.parametrize("chunk_size", [None, 2])
 def test_some_outputs_at_a_time(normal, monkeypatch, output, chunk_size):
     """Layers by their Gram products, and a norm by its Jacobian, three outputs at a time or fewer."""
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(3, 4), nn.RMSNorm(4), nn.Tanh(), nn.Linear(4, 7)).double(), normal(5, 3)
     expected = sum(by_autograd(model, x, x[:3], output).values())
-    monkeypatch.setattr(_methods, "HELD", 3 * (chunk_size or 5) * (4 + 7))
+    for held in ("HELD", "HELD_IN_FULL"):
+        monkeypatch.setattr(_methods, held, 3 * (chunk_size or 5) * (4 + 7))
     assert_all_methods_agree(model, x, x[:3], output, chunk_size=chunk_size)
     assert_equal_kernels(empirical_ntk(model, x, x[:3], output=output, chunk_size=chunk_size), expected)
     symmetric = empirical_ntk(model, x, output=output, chunk_size=chunk_size)
     assert_equal_kernels(symmetric, sum(by_autograd(model, x, x, output).values()))
     ensemble = MLP(3, 6, 2, 7, seeds=[0, 1])
     kernels = empirical_ntk(ensemble, x, output=output, chunk_size=chunk_size)
-    singles = [empirical_ntk(MLP(3, 6, 2, 7, seed=seed), x, output=output) for seed in (0, 1)]
-    torch.testing.assert_close(kernels, torch.stack(singles), rtol=1e-12, atol=1e-12)
+    for found, seed in zip(kernels, (0, 1), strict=True):
+        assert_equal_kernels(found, sum(by_autograd(MLP(3, 6, 2, 7, seed=seed), x, x, output).values()))
 
 
 @pytest.mark.parametrize("method", ["layerwise", "jacobian"])
@@ -770,6 +771,21 @@ def test_memory_does_not_grow_with_the_outputs(normal, monkeypatch, method):
     with Largest() as whole:
         assert_equal_kernels(kernel, empirical_ntk(model, x, output="trace", method=method))
     assert whole.numel > largest.numel
+
+
+@pytest.mark.parametrize("method", ["layerwise", "jacobian"])
+def test_memory_of_the_full_kernel_of_many_outputs(normal, monkeypatch, method):
+    """Four of 40 outputs at once, on either side: their activations, or rows of the Jacobian, and the weights."""
+    model, x = MLP(2, 512, 1, 40, seed=0), normal(2, 2)
+    numbers = 512 + 40 if method == "layerwise" else sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(_methods, "HELD_IN_FULL", 4 * 2 * numbers)
+    with Largest() as largest:
+        kernel = empirical_ntk(model, x, method=method)
+    monkeypatch.undo()
+    with Largest() as whole:
+        assert_equal_kernels(kernel, empirical_ntk(model, x, method=method))
+    per_output = 512 if method == "layerwise" else 40 * 512
+    assert largest.numel <= max(4 * 2 * per_output, 40 * 512) < whole.numel == 40 * 2 * per_output
 
 
 @pytest.mark.parametrize("output", ["full", "trace", "diagonal"])
