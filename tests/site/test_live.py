@@ -1,0 +1,129 @@
+"""The engine of the live figures gives the numbers of the package."""
+
+import math
+
+import pytest
+import torch
+from live import script
+
+from ntk_helpers import MLP, empirical_ntk, ensemble_law, gradient_descent, gradient_flow, kernels, train
+
+DRAWN = 200  # settings
+
+
+@pytest.fixture(scope="module")
+def engine(browser):
+    """A function of JavaScript, given the engine and one argument."""
+    page = browser.new_page()
+    page.add_script_tag(content=script())
+    yield lambda body, argument: page.evaluate(f"given => {{ const engine = kernelRegimes.engine; {body} }}", argument)
+    page.close()
+
+
+def settings():
+    """Points in one to three dimensions, some of them twice or nearly, networks, targets and times."""
+    g = torch.Generator().manual_seed(0)
+
+    def integer(low, high):
+        return int(torch.randint(low, high + 1, (), generator=g))
+
+    def normal(*shape):
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+
+    for _ in range(DRAWN):
+        d, n, m = integer(1, 3), integer(1, 12), integer(1, 6)
+        x, y = normal(n + m, d), normal(n)
+        x[-1] = x[0] + [0.0, 1e-9, 1e-4, 1.0][integer(0, 3)] * normal(d)
+        network = {"depth": integer(1, 4), "activation": ["relu", "erf"][integer(0, 1)]}
+        network |= {"w_std": 0.7 + integer(0, 10) / 10, "b_std": [0.0, 0.1, 1.0][integer(0, 2)]}
+        yield x, y, network, [0.0, 0.1, 3.0, 100.0, 1e4, math.inf][integer(0, 5)]
+
+
+def in_script(network):
+    return {"wStd": network["w_std"], "bStd": network["b_std"]} | {k: network[k] for k in ("depth", "activation")}
+
+
+def largest_difference(found, expected):
+    """Relative to the largest number expected."""
+    found = torch.as_tensor(found, dtype=torch.float64)
+    assert found.shape == expected.shape
+    return (found - expected).abs().max().item() / max(
+        expected.abs().max().item(), 1e-300
+    )  # at the start, both are zero
+
+
+def test_kernels_law_and_flow_agree_with_the_package(engine):
+    body = """
+        const [x, y, options, time, start] = given, n = y.length, t = time ?? Infinity
+        const both = engine.kernel(x, x, options), {mean, variance} = engine.law(both, y, t)
+        const corner = both.ntk.slice(0, n).map(row => row.slice(0, n)), {values, modes} = engine.eigen(corner)
+        const flow = engine.flow(corner, y, start, t)
+        return {...both, mean, variance, flow, values, modes: modes.map(mode => [...mode])}"""
+    for x, y, network, t in settings():
+        both, n, start = kernels(x, **network), len(y), y.roll(1) / 2
+        law, flow = ensemble_law(y, both.nngp, both.ntk)(t), gradient_flow(both.ntk[:n, :n], y, f0_train=start)
+        time = None if math.isinf(t) else t
+        got = engine(body, [x.tolist(), y.tolist(), in_script(network), time, start.tolist()])
+        values, modes = (torch.tensor(got.pop(name), dtype=torch.float64) for name in ("values", "modes"))
+        got["spectral"], got["values"] = modes.T * values @ modes, values
+        expected = both._asdict() | {"values": torch.linalg.eigvalsh(both.ntk[:n, :n]), "spectral": both.ntk[:n, :n]}
+        expected |= {"mean": law.mean, "flow": flow(t)}
+        # At the end of time, rounding of the kernel's entries grows by the condition number: both are as exact as it.
+        positive = flow.eigenvalues[flow.eigenvalues > 0]
+        rounding = 10 * torch.finfo(torch.float64).eps * (positive[-1] / positive[0]).item() if math.isinf(t) else 0
+        for name, value in expected.items():
+            assert largest_difference(got[name], value) <= max(1e-10, rounding), (name, network, t)
+        variance = torch.tensor(got["variance"], dtype=torch.float64) - law.covariance.diagonal()
+        assert variance.abs().max() <= 1e-10 * both.nngp.diagonal().max()  # the variance at the start
+
+
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("b_std", [0.0, 0.1])
+def test_paths_of_given_weights_agree_with_the_package(engine, normal, activation, depth, b_std):
+    net = MLP(2, 32, depth, activation=activation, b_std=b_std, seed=0, dtype=torch.float64)
+    x, y = normal(7, 2), normal(7)
+    weights, biases = ([p.detach().tolist() for p in ps] for ps in (net.weights, net.biases))
+    kernel = empirical_ntk(net, x)[..., 0, 0]
+    record = train(net, x, y.unsqueeze(1), learning_rate=0.5, steps=100, record={"f": lambda net: net(x)[:, 0]})
+    options = in_script({"depth": depth, "activation": activation, "w_std": 2**0.5, "b_std": b_std}) | {"width": 32}
+    body = """
+        const [x, y, options, weights, biases] = given, net = new engine.Network(2, options, () => 0)
+        net.layers.forEach((layer, l) => { layer.weights.set(weights[l].flat()); layer.biases.set(biases[l]) })
+        const kernel = net.kernel(x, x), start = [...net.values(x)]
+        for (let step = 0; step < 100; step++) net.step(x, y, 0.5)
+        return {kernel, f: [start, [...net.values(x)]]}"""
+    got = engine(body, [x.tolist(), y.tolist(), options, weights, biases])
+    assert largest_difference(got["kernel"], kernel.detach()) <= 1e-10
+    assert largest_difference(got["f"], record["f"]) <= 1e-8
+
+
+def test_frozen_networks_follow_descent_with_their_own_kernel(engine, normal):
+    x, y, grid = normal(5, 1), normal(5), normal(4, 1)
+    body = """
+        const [x, y, grid] = given, options = {width: 64, members: 2, seed: 3, linearized: true}
+        const ensemble = new engine.Ensemble(x, y, grid, options), net = ensemble.networks[1]
+        const start = [x, grid].map(points => [...net.values(points)])
+        const kernels = [x, grid].map(points => net.kernel(points, x))
+        ensemble.advance(0.3, 50)
+        return {start, kernels, train: [...ensemble.onTrain[1]], grid: [...ensemble.onGrid[1]]}"""
+    got = engine(body, [x.tolist(), y.tolist(), grid.tolist()])
+    start, kernel = ([torch.tensor(part, dtype=torch.float64) for part in got[name]] for name in ("start", "kernels"))
+    descent = gradient_descent((kernel[0] + kernel[0].T) / 2, y, learning_rate=0.3, f0_train=start[0])
+    assert largest_difference(got["train"], descent(50)) <= 1e-10
+    assert largest_difference(got["grid"], descent.predict(50, kernel[1], start[1])) <= 1e-10
+
+
+def test_random_numbers_are_normal_and_of_their_seed(engine):
+    body = "return given.map(seed => { const draw = engine.normals(seed); return Array.from({length: 40000}, draw) })"
+    first, again, second = torch.tensor(engine(body, [1, 1, 2]), dtype=torch.float64)
+    assert torch.equal(first, again)
+    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.02
+    for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3)):
+        assert abs(first.pow(power).mean() - moment) < 5 * first.pow(power).std() / 200
+
+
+def test_erf(engine):
+    z = torch.linspace(-7, 7, 2001, dtype=torch.float64)
+    got = torch.tensor(engine("return given.map(engine.erf)", z.tolist()), dtype=torch.float64)
+    assert (got - torch.erf(z)).abs().max() <= 1e-14  # a sum of up to a hundred terms
