@@ -17,6 +17,7 @@ import nbformat
 from docutils import nodes
 from execution_cache import executed_page
 from folding import label
+from live import live
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pybtex.plugin import find_plugin
@@ -128,6 +129,10 @@ class Writer:
                 plain.metadata |= FOLDED
                 plain.source = f"# @title {label(tags)}\n{cell.source}"
             yield plain
+
+    def live(self, node):
+        """On the page it moves; here stands its picture."""
+        return f"*On {self.link('its page', '')} this figure can be touched.*" if self.address else ""
 
     def solution(self, node):
         """The pieces of a solution, its text folded as its code is."""
@@ -248,6 +253,7 @@ FORMS = {
     nodes.math_block: Writer.equation,
     nodes.table: Writer.table,
     nodes.Admonition: Writer.box,
+    live: Writer.live,
     proof_node: Writer.proof,
     **dict.fromkeys([exercise_node, exercise_enumerable_node], Writer.exercise),
     **dict.fromkeys([nodes.section, nodes.compound], Writer.blocks),
