@@ -18,8 +18,8 @@ const set = (target, attributes) => { for (const [key, value] of Object.entries(
 
 // A plot: axes of two ranges, with what is drawn in `inside`, and functions from numbers to pixels and back.
 class Plot {
-  constructor(label, { x, y, xLabel = "", yLabel = "", height = 300, width = 640, xTicks = [], yTicks = null, log = false }) {
-    const margin = { left: 44, right: 10, top: 10, bottom: 38 }
+  constructor(label, { x, y, xLabel = "", yLabel = "", height = 300, width = 640, xTicks = [], yTicks = null, left = 44, log = false }) {
+    const margin = { left, right: 10, top: 10, bottom: 38 }
     Object.assign(this, { x, y, width, height, margin, log })
     this.axes = element("svg:g", { class: "live-axes" })
     this.inside = element("svg:g", { "clip-path": `url(#${(this.id = `live-${Plot.count++}`)})` })

@@ -188,9 +188,9 @@ class Ensemble {
     kTrain.map(row => dot(row, push)).forEach((change, i) => { train[i] += change })
   }
 
-  // The functions of the members on the grid, and on the training points.
-  get onGrid() {
-    return this.linearized ? this.states.map(state => state.grid) : this.networks.map(network => network.values(this.grid))
+  // The function of a member on the grid, and those of all on the training points.
+  memberOnGrid(i) {
+    return this.linearized ? this.states[i].grid : this.networks[i].values(this.grid)
   }
 
   get onTrain() {

@@ -54,17 +54,18 @@ function fromFragment(fragment) {
 
 function playground(root) {
   const state = { ...START }
-  let points = [], law = null, run = null, runs = [], playing = false
+  let points = [], law = null, run = null, runs = [], playing = false, notice = ""
 
   // --- the picture, from back to front
-  const plot = new Plot("Data points, the law of infinitely wide networks, and finite networks", { x: STAGES.line.x, y: [-HIGH, HIGH], xLabel: STAGES.line.xLabel, xTicks: STAGES.line.xTicks, yLabel: "output" })
+  const narrow = root.clientWidth < 500
+  const plot = new Plot("Data points, the law of infinitely wide networks, and finite networks", { width: narrow ? 380 : 640, x: STAGES.line.x, y: [-HIGH, HIGH], xLabel: STAGES.line.xLabel, xTicks: STAGES.line.xTicks, yLabel: "output" })
   const band = plot.curve("band"), members = plot.inside.appendChild(element("svg:g")), end = plot.curve("end"), mean = plot.curve("mean")
   const dots = plot.root.appendChild(element("svg:g"))
   const bars = new Plot("How much of each mode has been learned", { x: [0, 1], y: [0, 1], width: 320, height: 180, yTicks: [0, 1], xLabel: "modes, fastest first", yLabel: "learned" })
-  const scatter = new Plot("Distance between network and infinite width, for each run", { x: [2, 4096], y: [-3, 0.5], width: 320, height: 180, log: true,
+  const scatter = new Plot("Distance between network and infinite width, for each run", { x: [2, 4096], y: [-3, 0.5], width: 320, height: 180, left: 60, log: true,
     xTicks: [[4, "4"], [32, "32"], [256, "256"], [2048, "2048"]], yTicks: [], xLabel: "width", yLabel: "distance" })
-  for (const power of [-3, -2, -1, 0]) scatter.axes.append(element("svg:text", { x: 38, y: scatter.toY(power) + 4, "text-anchor": "end" }, String(10 ** power)))
-  const status = element("p", { class: "live-status", role: "status" }), numbers = element("p", { class: "live-numbers" })
+  for (const power of [-3, -2, -1, 0]) scatter.axes.append(element("svg:text", { x: 54, y: scatter.toY(power) + 4, "text-anchor": "end" }, String(10 ** power)))
+  const status = element("p", { class: "live-status" }), numbers = element("p", { class: "live-numbers", role: "status" }) // the latter is said aloud
 
   // --- settings
   const change = (what, retrain = true) => { Object.assign(state, what); if (retrain) restart(); else draw(); remember() }
@@ -77,12 +78,12 @@ function playground(root) {
     width: slider("Width", { min: 1, max: 12, step: 1, value: Math.log2(state.width), text: v => String(2 ** v), onchange: v => change({ width: 2 ** v }) }),
     members: slider("Networks", { min: 1, max: 20, step: 1, value: state.members, onchange: members => change({ members }) }),
     rate: slider("Learning rate", { min: 0.05, max: 1.5, step: 0.05, value: state.rate, text: v => `${rounded(v)} of the stability bound${v >= 1 ? ": unstable" : ""}`, onchange: rate => change({ rate: rounded(rate) }) }),
-    time: slider("Training time", { min: -1, max: 5, step: 0.05, value: state.time, text: v => numberText(10 ** v), onchange: time => { playing = false; change({ time: rounded(time) }, false) } }),
+    time: slider("Training time", { min: -1, max: 5, step: 0.05, value: state.time, text: v => numberText(10 ** v), onchange: time => { playing = false; change({ time: rounded(time) }, false); wake() } }),
     end: toggle("Show the end of training (kernel regression)", state.end, value => change({ end: value }, false)),
     frozen: toggle("Freeze the kernel (linearized networks)", state.frozen, frozen => change({ frozen }))
   }
+  const play = button("Play", () => { playing = true; state.time = -1; runAgain() })
   const buttons = element("div", { class: "live-buttons" },
-    button("Play", () => { playing = true; state.time = -1; runAgain() }),
     button("New networks", () => change({ seed: state.seed + 1 })),
     button("Remove a point", () => { if (points.length) setPoints(points.slice(0, -1)) }),
     button("Add a point", () => addPoint(freePlace())),
@@ -96,7 +97,7 @@ function playground(root) {
     const widest = taken.slice(1).map((x, i) => [x - taken[i], i]).sort((a, b) => b[0] - a[0])[0][1]
     return [(taken[widest] + taken[widest + 1]) / 2, 0]
   }
-  const addPoint = point => { if (points.length < MOST_POINTS) setPoints([...points, point]); else status.textContent = `No more than ${MOST_POINTS} points fit here.` }
+  const addPoint = point => { if (points.length < MOST_POINTS) setPoints([...points, point]); else { notice = `No more than ${MOST_POINTS} points fit here.`; draw() } }
   const onStage = ([x, y]) => [Math.min(range()[1], Math.max(range()[0], x)), Math.min(HIGH, Math.max(-HIGH, y))]
   plot.root.addEventListener("dblclick", event => { if (event.target.tagName !== "circle") addPoint(onStage(plot.at(event))) })
 
@@ -158,10 +159,9 @@ function playground(root) {
 
   function runAgain() {
     const { x, y, grid, network, bound } = law, rate = state.rate * bound
-    run = { rate, snapshots: [], failed: false, counted: false }
+    run = { rate, snapshots: [], taking: null, next: 0, failed: false, counted: false }
     if (points.length) {
       run.ensemble = new Ensemble(x, y, grid, { ...network, width: state.width, members: state.members, seed: state.seed, linearized: state.frozen })
-      snapshot()
       run.starts = run.ensemble.onTrain.map(f => [...f])
     }
     draw()
@@ -171,11 +171,29 @@ function playground(root) {
   const time = () => 10 ** state.time
   const goal = () => Math.round(time() / run.rate)
 
-  function snapshot() {
-    const f = run.ensemble.onGrid.map(values => Float64Array.from(values)), steps = run.ensemble.steps
-    run.snapshots.push({ steps, f })
-    run.next = Math.max(steps + 1, Math.ceil(steps * 10 ** (6 / SNAPSHOTS)))
-    run.failed = f.some(values => values.some(value => !(Math.abs(value) < 1e3)))
+  // A few milliseconds of work: steps, or where a picture is due, one network's function for it. Whether there is more.
+  function work(until) {
+    const { ensemble, rate } = run
+    while (ensemble && !run.failed && (run.taking || ensemble.steps < goal() || run.next === 0)) {
+      if (performance.now() > until) return true
+      if (run.taking) take()
+      else {
+        const next = Math.min(run.next, goal())
+        if (ensemble.steps < next) ensemble.advance(rate, next - ensemble.steps, until - performance.now())
+        if (ensemble.steps >= next) run.taking = []
+      }
+    }
+    return false
+  }
+
+  function take() {
+    const { ensemble, taking } = run, f = ensemble.memberOnGrid(taking.length)
+    run.failed ||= f.some(value => !(Math.abs(value) < 1e3))
+    taking.push(Float64Array.from(f))
+    if (taking.length < state.members) return
+    run.snapshots.push({ steps: ensemble.steps, f: taking })
+    run.next = Math.max(ensemble.steps + 1, Math.ceil(ensemble.steps * 10 ** (6 / SNAPSHOTS)))
+    run.taking = null
   }
 
   const wake = animated(root, () => {
@@ -184,26 +202,28 @@ function playground(root) {
       controls.time.value = state.time
       playing = state.time < 5
     }
-    const { ensemble } = run, from = performance.now()
-    while (ensemble && !run.failed && ensemble.steps < goal() && performance.now() - from < 10) {
-      ensemble.advance(run.rate, Math.min(goal(), run.next) - ensemble.steps, 10)
-      if (ensemble.steps >= run.next || ensemble.steps === goal()) snapshot()
-    }
+    const more = work(performance.now() + 10)
     draw()
-    return playing || (ensemble && !run.failed && ensemble.steps < goal())
+    return playing || more
   })
 
   // --- what is seen
   function draw() {
-    const { xs, kernels, y, spectrum } = law, t = time()
+    const t = time(), seen = `${t} ${state.end}`
+    if (law.seen !== seen) drawLaw(t)
+    law.seen = seen
+    drawMembers(law.xs)
+    drawNumbers(t)
+  }
+
+  function drawLaw(t) {
+    const { xs, kernels, y, spectrum } = law
     const now = points.length ? lawAt(kernels, y, t) : { mean: xs.map(() => 0), variance: kernels.variances }
     const reach = now.variance.map(v => 1.645 * Math.sqrt(v))
     set(mean, { d: plot.path(xs, now.mean) })
     set(band, { d: plot.band(xs, now.mean.map((m, i) => m - reach[i]), now.mean.map((m, i) => m + reach[i])) })
     set(end, { d: state.end && points.length ? plot.path(xs, lawAt(kernels, y, Infinity).mean) : "" })
-    drawMembers(xs)
     drawBars(spectrum, t)
-    drawNumbers(t)
   }
 
   function drawMembers(xs) {
@@ -238,15 +258,21 @@ function playground(root) {
   }
 
   function drawNumbers(t) {
-    if (!points.length) { status.textContent = "No data yet: double-click the picture, or press “Add a point”. The band is where untrained networks are."; numbers.textContent = ""; return }
-    const { ensemble, failed } = run, done = ensemble.steps >= goal()
-    if (failed) status.textContent = `Diverged after ${ensemble.steps} steps: the learning rate is ${state.rate >= 1 ? "beyond" : "too close to"} the stability bound. Training has stopped; lower the rate.`
-    else if (!done) status.textContent = `Training: time ${numberText(ensemble.steps * run.rate)} of ${numberText(t)}, ${ensemble.steps} steps.`
-    else status.textContent = coinciding() ? "Two points coincide with different targets: no function fits both, and the mode of their difference is never learned." : `Trained to time ${numberText(t)}: ${goal()} steps of ${numberText(run.rate)}.`
-    if (failed || !done) return
+    const { ensemble, failed } = run, done = ensemble && !failed && !run.taking && run.snapshots.length > 0 && ensemble.steps >= goal()
+    status.textContent = [statusText(t, done), notice].join(" ")
+    if (!done) { if (!ensemble) numbers.textContent = ""; return }
     const apart = distances(t)
     numbers.textContent = `Distance of a network from infinite width: ${numberText(apart.now)} at the same time, ${numberText(apart.end)} at the end of training.`
     if (!run.counted && !playing && !state.frozen) { run.counted = true; runs.push([state.width, apart.now]); drawScatter() }
+  }
+
+  function statusText(t, done) {
+    const { ensemble, failed, rate } = run
+    if (!ensemble) return "No data yet: double-click the picture, or press “Add a point”. The band is where untrained networks are."
+    if (failed) return `Diverged after ${ensemble.steps} steps: the learning rate is ${state.rate >= 1 ? "beyond" : "too close to"} the stability bound. Training has stopped; lower the rate.`
+    if (!done) return `Training: time ${numberText(ensemble.steps * rate)} of ${numberText(t)}, ${ensemble.steps} steps.`
+    if (coinciding()) return "Two points coincide with different targets: no function fits both, and the mode of their difference is never learned."
+    return `Trained to time ${numberText(t)}: ${goal()} steps of ${numberText(rate)}.`
   }
 
   const coinciding = () => points.some(([x, y], i) => points.some(([u, v], j) => j < i && Math.abs(x - u) < 1e-9 && Math.abs(y - v) > 1e-3))
@@ -258,6 +284,7 @@ function playground(root) {
   // --- the address
   let remembering = null
   function remember() {
+    notice = ""
     clearTimeout(remembering)
     remembering = setTimeout(() => history.replaceState(null, "", toFragment({ ...state, points })), 300)
   }
@@ -268,15 +295,16 @@ function playground(root) {
     const data = wanted.data ?? (wanted.points && wanted.points !== START.points ? null : "sine"), given = wanted.points
     setData(data ?? "none", state.stage)
     if (!data) setPoints(given)
-    if (unknown.length) status.textContent = `The address has settings that are not known here: ${unknown.join(", ")}.`
+    notice = unknown.length ? `The address has settings that are not known here: ${unknown.join(", ")}.` : ""
+    draw()
   }
 
   const follow = () => { const found = fromFragment(location.hash); if (found) apply({ ...START, ...found.state, points: found.state.points ?? START.points }, found.unknown) }
   addEventListener("hashchange", follow)
 
   root.append(
-    plot.root, status, numbers,
-    element("div", { class: "live-controls" }, ...Object.values(controls).map(control => control.root)), buttons,
+    plot.root, element("div", { class: "live-buttons live-clock" }, play, controls.time.root), status, numbers,
+    element("div", { class: "live-controls" }, ...Object.values(controls).filter(c => c !== controls.time).map(c => c.root)), buttons,
     element("div", { class: "live-pair" },
       element("figure", {}, bars.root, element("figcaption", {}, "The share of each mode that infinite width has learned.")),
       element("figure", {}, scatter.root, element("figcaption", {}, "One dot for each run that has arrived: distance at the same time."))))

@@ -106,7 +106,7 @@ def test_frozen_networks_follow_descent_with_their_own_kernel(engine, normal):
         const start = [x, grid].map(points => [...net.values(points)])
         const kernels = [x, grid].map(points => net.kernel(points, x))
         ensemble.advance(0.3, 50)
-        return {start, kernels, train: [...ensemble.onTrain[1]], grid: [...ensemble.onGrid[1]]}"""
+        return {start, kernels, train: [...ensemble.onTrain[1]], grid: [...ensemble.memberOnGrid(1)]}"""
     got = engine(body, [x.tolist(), y.tolist(), grid.tolist()])
     start, kernel = ([torch.tensor(part, dtype=torch.float64) for part in got[name]] for name in ("start", "kernels"))
     descent = gradient_descent((kernel[0] + kernel[0].T) / 2, y, learning_rate=0.3, f0_train=start[0])
@@ -127,3 +127,120 @@ def test_erf(engine):
     z = torch.linspace(-7, 7, 2001, dtype=torch.float64)
     got = torch.tensor(engine("return given.map(engine.erf)", z.tolist()), dtype=torch.float64)
     assert (got - torch.erf(z)).abs().max() <= 1e-14  # a sum of up to a hundred terms
+
+
+@pytest.fixture
+def playground(tab, site):
+    """The playground, opened from disk."""
+    problems = []
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+    page = (site / "book" / "playground.html").as_uri()
+
+    def at(scene=""):
+        tab.goto("about:blank")
+        tab.goto(f"{page}#play:{scene}")
+        return tab
+
+    yield at
+    assert problems == []
+
+
+def settled(tab, beginning="Trained to time"):
+    tab.locator(f".live-status:text-matches('^{beginning}')").wait_for(timeout=60_000)
+    return tab.locator(".live-status").inner_text()
+
+
+def curve(tab, name):
+    return tab.locator(f".live-{name}").first.get_attribute("d")
+
+
+def test_a_dragged_point_moves_the_law_and_the_networks(playground):
+    tab = playground("width=16&members=2&time=0.5")
+    settled(tab)
+    assert not tab.locator(".tag_still").is_visible()
+    before = curve(tab, "mean"), curve(tab, "band"), curve(tab, "member")
+    box = tab.locator(".live-dot").nth(4).bounding_box()
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + 60, box["y"] - 80, steps=4)
+    tab.mouse.up()
+    moved = tab.locator(".live-dot").nth(4).bounding_box()
+    assert abs(moved["x"] + moved["width"] / 2 - box["x"] - 60) < 2
+    settled(tab)
+    after = curve(tab, "mean"), curve(tab, "band"), curve(tab, "member")
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    tab.wait_for_function("location.hash.includes('points=')")
+
+
+def test_points_by_the_keyboard(playground):
+    tab = playground("width=4&members=1&time=0")
+    point = tab.locator(".live-dot").first
+    point.focus()
+    value = float(point.get_attribute("aria-valuenow"))
+    tab.keyboard.press("ArrowUp")
+    assert float(point.get_attribute("aria-valuenow")) == pytest.approx(value + 0.04, abs=0.011)
+    tab.keyboard.press("Delete")
+    assert tab.locator(".live-dot").count() == 8
+    tab.get_by_role("button", name="Add a point").click()
+    assert tab.locator(".live-dot").count() == 9
+
+
+def test_what_is_linked_is_what_is_seen(playground):
+    scene = "stage=circle&bStd=0.1&width=64&members=3&time=1&end=true&data=step"
+    tab = playground(scene)
+    settled(tab)
+    assert tab.locator(".live-dot").count() == 10
+    assert curve(tab, "end")
+    tab.get_by_role("button", name="New networks").click()
+    tab.wait_for_function("location.hash.includes('seed=1')")
+    settings = set(tab.evaluate("location.hash").removeprefix("#play:").split("&"))
+    assert settings == {*scene.split("&"), "seed=1"}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_beyond_the_stability_bound(playground, frozen):
+    """Frozen, it diverges and says so; with a kernel that moves, width 64 finds its way."""
+    tab = playground(f"rate=1.3&time=3&width=64&frozen={str(frozen).lower()}")
+    text = settled(tab, "Diverged" if frozen else "Trained")
+    assert not frozen or "beyond the stability bound" in text
+
+
+def test_no_points_coinciding_points_and_settings_that_are_not_ours(playground):
+    tab = playground("points=")
+    assert "No data yet" in tab.locator(".live-status").inner_text()
+    tab = playground("points=0,1;0,-1;1,9&time=1&width=16")
+    text = settled(tab, "Two points coincide")
+    assert "never learned" in text
+    assert [d.get_attribute("aria-valuenow") for d in tab.locator(".live-dot").all()] == ["1.00", "-1.00", "2.00"]
+    assert "NaN" not in curve(tab, "mean") + curve(tab, "band")
+    tab = playground("depth=7&colour=red&time=0")
+    assert "depth, colour" in tab.locator(".live-status").inner_text()
+
+
+def test_a_picture_stands_where_scripts_do_not_run(browser, site):
+    with browser.new_context(java_script_enabled=False) as context:
+        tab = context.new_page()
+        tab.goto((site / "book" / "playground.html").as_uri())
+        assert tab.locator(".tag_still img").is_visible()
+
+
+def test_it_works_in_slices_and_stops_where_nobody_looks(playground):
+    tab = playground("width=1024&members=10&time=5&data=waves")
+    tab.evaluate(
+        """window.longest = 0
+        new PerformanceObserver(list => list.getEntries().forEach(e => longest = Math.max(longest, e.duration)))
+            .observe({type: 'longtask'})"""
+    )
+    status = tab.locator(".live-status")
+    tab.wait_for_timeout(2000)
+    first = status.inner_text()
+    assert first.startswith("Training")
+    tab.wait_for_timeout(500)
+    assert status.inner_text() != first
+    tab.evaluate("scrollTo(0, document.body.scrollHeight)")
+    tab.wait_for_timeout(500)
+    hidden = status.inner_text()
+    tab.wait_for_timeout(500)
+    assert status.inner_text() == hidden
+    print("longest task while training:", tab.evaluate("longest"), "ms")
