@@ -4,7 +4,4 @@ kernelRegimes.engine = { kernel, eigen, flow, law, lawAt, Network, Ensemble, nor
 
 // Every figure of the page.
 const FIGURES = { playground }
-document.addEventListener("DOMContentLoaded", () => {
-  document.querySelectorAll("[data-live]").forEach(root => FIGURES[root.dataset.live](root))
-  document.documentElement.classList.add("lively") // the still pictures give way
-})
+document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("[data-live]").forEach(root => FIGURES[root.dataset.live](root)))
