@@ -1,5 +1,6 @@
 """What must hold of the book that ``make pdf`` printed, beside the site that it was printed from."""
 
+import json
 import re
 import unicodedata
 from copy import copy
@@ -7,6 +8,7 @@ from copy import copy
 import pytest
 import yaml
 from chapters import ROOT
+from filelock import FileLock
 from inspect_site import SITE
 from join_pages import anchor, on_paper, read, resolve, sidebar
 from pypdf import PdfReader
@@ -50,9 +52,13 @@ def reader():
 
 
 @pytest.fixture(scope="module")
-def texts(reader):
-    """Text of every page, without the number in the footer, which Chromium puts first."""
-    found = [page.extract_text() for page in reader.pages]
+def texts(reader, tmp_path_factory):
+    """Text of every page, without the number in the footer, which Chromium puts first; one process reads it for all."""
+    kept = tmp_path_factory.getbasetemp().parent / f"texts-{PDF.stat().st_mtime_ns}.json"
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            kept.write_text(json.dumps([page.extract_text() for page in reader.pages]))
+    found = json.loads(kept.read_text())
     for number, text in enumerate(found[1:], 2):
         assert text.startswith(f"{number}\n"), f"page {number} has no number in its footer, or another"
     return [found[0], *(text.split("\n", 1)[1] for text in found[1:])]
