@@ -412,6 +412,7 @@ WARNING = """import warnings
 warnings.warn("careful")"""
 # What is wrong: the chapter's text, the line of it that is named (from 0), and what is said.
 DEFECTS = {
+    "a live figure that there is not": ("```{live} sandbox\n```\n", 0, "live: expected one of .* got 'sandbox'"),
     "a cell that fails": (CELL % "1 / 0", 0, "the cell fails: ZeroDivisionError: division by zero"),
     "a claim that does not hold": (CELL % CLAIM, 0, "the cell fails: ClaimError: Claim 'answer' does not hold"),
     "output on stderr": (CELL % WARNING, 2, "stderr was found in the cell outputs"),

@@ -69,6 +69,7 @@ CONVERSIONS = [
     ("{cite:p}`someone,undated`", "[One, 2001, A Group, n.d.]"),
     ("{cite:t}`accents`", "van\N{NO-BREAK SPACE}der Waerden and Müller [1931]"),
     ("See {ref}`a\nsection <there>`.", "See a section."),
+    ("Set {scene}`the scene <width=16>`.", "Set the scene."),
     ("See {ref}`there` and {eq}`far`.", "See A section and (1.1)."),
     ("See {doc}`the other <page-other>` and {doc}`/book/intro`.", "See the other and A tiny book."),
     ("A [link](https://example.org/a_b) and <https://example.org>.", "A [link](https://example.org/a_b) and ["),
