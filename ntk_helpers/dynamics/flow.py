@@ -2,10 +2,10 @@ r"""Kernel gradient flow and descent in closed form, and the law of an ensemble;
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ class _Trajectory:
     arguments: Arguments  # of the problem, which those of a prediction must go with
     scalar_targets: bool
     has_f0: bool
+
+    _filtered: ClassVar[Callable[..., Tensor]]  # along each eigenvector, as far as the trajectory has come
+    _divided_differences: ClassVar[Callable[..., Tensor]]  # of that, between the eigenvalues
+    predict: ClassVar[Callable[..., Tensor]]
 
     def __repr__(self):
         return f"{type(self).__name__}({described(self.difference, self.kernel, self.arguments)})"
@@ -407,7 +411,9 @@ def ensemble_law(y_train: Tensor, nngp: Tensor, ntk: Tensor | None = None, *, ri
     return EnsembleLaw(flow, kernel[n:, :n], root[:n], root[n:])
 
 
-def _factored(k_train_train, y_train, f0_train, ridge):
+def _factored(
+    k_train_train: Tensor, y_train: Tensor, f0_train: Tensor | None, ridge: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Arguments, bool, bool]:
     """What a trajectory keeps of a problem, checked."""
     require_non_negative("ridge", ridge)
     arguments, targets = check_problem(k_train_train, y_train, f0_train)

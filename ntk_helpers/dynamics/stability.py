@@ -36,6 +36,7 @@ def max_learning_rate(kernel: Tensor | Callable[[Tensor], Tensor], like: Tensor 
     if callable(kernel) != (like is not None):
         raise ValueError(f"like: expected a tensor where kernel is a function, and only there, got {like!r}")
     if callable(kernel):
+        assert like is not None  # as just checked
         return 2 * like.numel() / _largest_eigenvalue(kernel, like).clamp_min(0)
     check_kernel(Arguments(), "kernel", kernel, "N")
     largest = torch.linalg.eigvalsh(kernel.double())[..., -1].clamp_min(0)

@@ -6,7 +6,10 @@ axes are taken as C outputs, in the order of ``out.flatten(1)``. An ensemble is 
 when called with slice s of them; it maps ``(n, ...)`` to ``(S, n, ...)``. Calls in several threads take turns.
 """
 
+from typing import Literal, overload
+
 import torch
+from torch import Tensor, nn
 
 from ntk_helpers._utils.checks import require_integer
 from ntk_helpers._utils.functional import ensemble_size, leaves_the_model, over_members, states
@@ -23,12 +26,15 @@ from ntk_helpers.kernels._methods import (
 from ntk_helpers.kernels._probe import check_model
 from ntk_helpers.kernels._probe import probe as probed
 
+Output = Literal["full", "trace", "diagonal"]
+Method = Literal["auto", "layerwise", "jacobian", "vector_product"]
+
 LOOKED_AT = 1000  # of the samples, for two that differ
 
 
 @leaves_the_model
 @full_precision()
-def jacobian(model, x, *, chunk_size=None):
+def jacobian(model: nn.Module, x: Tensor, *, chunk_size: int | None = None) -> Tensor:
     """Jacobian of the outputs with respect to all trainable parameters, flattened in the order of `parameters()`.
 
     Parameters
@@ -64,9 +70,40 @@ def jacobian(model, x, *, chunk_size=None):
     return over_members(model, flat)
 
 
+@overload
+def empirical_ntk(
+    model: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = ...,
+    method: Method = ...,
+    chunk_size: int | None = ...,
+    per_layer: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def empirical_ntk(
+    model: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = ...,
+    method: Method = ...,
+    chunk_size: int | None = ...,
+    per_layer: Literal[True],
+) -> dict[str, Tensor]: ...
 @leaves_the_model
 @full_precision()
-def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_size=None, per_layer=False):
+def empirical_ntk(
+    model: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = "full",
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    per_layer: bool = False,
+) -> Tensor | dict[str, Tensor]:
     r"""Neural tangent kernel of a finite network at its present parameters.
 
     :math:`\Theta_{ab}(x, x') = \langle \nabla_\theta f_a(x), \nabla_\theta f_b(x') \rangle`, the sum over all trainable
@@ -145,7 +182,7 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
 
 @leaves_the_model
 @full_precision()
-def ntk_vector_product(model, x, v):
+def ntk_vector_product(model: nn.Module, x: Tensor, v: Tensor) -> Tensor:
     r"""The neural tangent kernel on `x`, times a vector, without the kernel.
 
     :math:`\Theta v = J (J^\top v)`, and :math:`J^\top v` is no larger than the parameters: a forward pass, a backward

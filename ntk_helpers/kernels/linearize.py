@@ -15,7 +15,7 @@ from ntk_helpers.kernels._probe import check_model, check_modes
 
 
 @leaves_the_model
-def linearize(model):
+def linearize(model: nn.Module) -> nn.Module:
     r"""First-order Taylor expansion of a model in its parameters, around their present values.
 
     :math:`f^\mathrm{lin}_\theta(x) = f_{\theta_0}(x) + \nabla_\theta f_{\theta_0}(x) \cdot (\theta - \theta_0)`
@@ -67,7 +67,8 @@ class _Linearized(nn.Module):
         origin = dict(zip(self.names, self.origin.buffers(), strict=True))
         moved = dict(self.model.named_parameters())
         tangent = {name: moved[name] - value for name, value in origin.items()}
-        buffers, around = dict(self.model.named_buffers()), []
+        buffers = dict(self.model.named_buffers())
+        around: list = []
 
         def outputs(params):
             """The tensors in the output; what is around them is put by."""
@@ -80,8 +81,8 @@ class _Linearized(nn.Module):
             plain, spec, kinds = around
         results = [_sum(*pair) for pair in zip(values, changes, strict=True)]
         _require_finite(results, values, tangent)
-        plain, results = iter(plain), iter(results)
-        return tree_unflatten([next(plain if kind else results) for kind in kinds], spec)
+        others, tensors = iter(plain), iter(results)
+        return tree_unflatten([next(others if kind else tensors) for kind in kinds], spec)
 
     def _expansion(self, outputs, origin, tangent):
         """The tensors in the output at the origin, and their derivatives along the tangent."""
