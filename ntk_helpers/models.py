@@ -70,6 +70,15 @@ class MLP(nn.Module):
     ------
     TypeError, ValueError
         For an argument of wrong type or value, by name.
+
+    Examples
+    --------
+    >>> x = torch.ones(5, 2, dtype=torch.float64)
+    >>> MLP(d_in=2, width=64, depth=1, seed=0)(x).shape
+    torch.Size([5, 1])
+    >>> ensemble = MLP(d_in=2, width=64, depth=1, seeds=range(10))
+    >>> ensemble(x).shape
+    torch.Size([10, 5, 1])
     """
 
     def __init__(

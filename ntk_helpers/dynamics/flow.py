@@ -270,6 +270,16 @@ def gradient_flow(
     TypeError, ValueError
         For wrong shapes or types, NaN, a negative ridge, and a kernel that is not symmetric or not positive
         semi-definite to rounding.
+
+    Examples
+    --------
+    >>> flow = gradient_flow(2 * torch.eye(2), torch.tensor([1.0, 2.0]))
+    >>> flow(torch.tensor([0.0, 1.0, torch.inf]))
+    tensor([[0.0000, 0.0000],
+            [0.6321, 1.2642],
+            [1.0000, 2.0000]])
+    >>> flow.predict(torch.inf, torch.tensor([[1.0, 1.0]]))
+    tensor([1.5000])
     """
     return GradientFlow(*_factored(k_train_train, y_train, f0_train, ridge))
 
@@ -313,6 +323,14 @@ def gradient_descent(
     TypeError, ValueError
         As `gradient_flow`; for a learning rate at which the steps diverge, :math:`2 (1 + \mu) nC / \lambda_1` and
         above; and for a momentum outside of [0, 1).
+
+    Examples
+    --------
+    >>> descent = gradient_descent(2 * torch.eye(2), torch.tensor([1.0, 2.0]), learning_rate=0.5)
+    >>> descent([0, 1, 2])
+    tensor([[0.0000, 0.0000],
+            [0.5000, 1.0000],
+            [0.7500, 1.5000]])
     """
     require_positive("learning_rate", learning_rate)
     require_momentum(momentum)
@@ -385,6 +403,12 @@ def ensemble_law(y_train: Tensor, nngp: Tensor, ntk: Tensor | None = None, *, ri
     ------
     TypeError, ValueError
         As `gradient_flow`, by the names of the arguments here; also where there is no point beyond the training points.
+
+    Examples
+    --------
+    >>> law = ensemble_law(torch.tensor([1.0]), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+    >>> law(torch.inf)  # the readout alone is trained: to the posterior of a Gaussian process
+    Law(mean=tensor([0.5000]), covariance=tensor([[0.7500]]))
     """
     scalar = isinstance(y_train, Tensor) and y_train.ndim == 1
     arguments = Arguments()

@@ -25,6 +25,12 @@ def flatten_outputs(kernel: Tensor) -> Tensor:
     """Kernel (n1, n2, C, C) of all pairs of outputs as the matrix (n1 C, n2 C) over pairs (point, output).
 
     The order is that of ``y.reshape(-1)`` for targets (n, C). With a leading axis S, it stays.
+
+    Examples
+    --------
+    >>> kernel = empirical_ntk(torch.nn.Linear(2, 3), torch.eye(2))
+    >>> kernel.shape, flatten_outputs(kernel).shape
+    (torch.Size([2, 2, 3, 3]), torch.Size([6, 6]))
     """
     if kernel.ndim not in (4, 5) or kernel.shape[-1] != kernel.shape[-2]:
         raise ValueError(f"kernel: expected shape (n1, n2, C, C) or (S, n1, n2, C, C), got {tuple(kernel.shape)}")
@@ -75,6 +81,12 @@ def kernel_ridge(k_train_train: Tensor, y_train: Tensor, ridge: float) -> Kernel
         For wrong shapes or types, NaN, a kernel that is not symmetric, a negative ridge.
     torch.linalg.LinAlgError
         Where the matrix to be inverted is singular to rounding, or has a negative eigenvalue.
+
+    Examples
+    --------
+    >>> fit = kernel_ridge(torch.eye(2), torch.tensor([1.0, 2.0]), ridge=1.0)
+    >>> fit(torch.tensor([[1.0, 1.0]]))
+    tensor([1.5000])
     """
     arguments, targets = check_problem(k_train_train, y_train)
     require_non_negative("ridge", ridge)

@@ -32,6 +32,13 @@ def max_learning_rate(kernel: Tensor | Callable[[Tensor], Tensor], like: Tensor 
     ------
     TypeError, ValueError
         For a kernel that is not a finite symmetric matrix, and `like` without need or missing.
+
+    Examples
+    --------
+    >>> max_learning_rate(torch.diag(torch.tensor([1.0, 2.0, 4.0])))
+    tensor(1.5000)
+    >>> max_learning_rate(lambda v: 4 * v, like=torch.zeros(3))
+    tensor(1.5000)
     """
     if callable(kernel) != (like is not None):
         raise ValueError(f"like: expected a tensor where kernel is a function, and only there, got {like!r}")

@@ -167,6 +167,16 @@ def train(
         Where a loss is not finite or, for the mean square error, a million times the largest of these: the one at the
         start, that of the zero function, and the rounding unit of the dtype, the loss of outputs of one that cancel to
         half their digits. It carries the record up to there; the parameters may be some steps further.
+
+    Examples
+    --------
+    >>> net, x = MLP(1, 64, 1, seed=0), torch.linspace(-1, 1, 8, dtype=torch.float64).unsqueeze(1)
+    >>> functions = {"prediction": lambda net: net(x)}
+    >>> record = train(net, x, x**2, steps=100, learning_rate=1.0, record=functions, record_at=[0, 50, 100])
+    >>> record["prediction"].shape
+    torch.Size([3, 8, 1])
+    >>> bool(record.loss[-1] < record.loss[0] / 10)
+    True
     """
     if (optimizer is None) == (learning_rate is None):
         raise ValueError(f"learning_rate, optimizer: expected exactly one, got {learning_rate} and {optimizer}")
@@ -218,6 +228,11 @@ def log_spaced_steps(steps: int, count: int = 50) -> list[int]:
     """The integers 0 and at most `count` from 1 to `steps`, as evenly spaced on a logarithmic axis as integers can be.
 
     Raises TypeError or ValueError unless these are integers, `steps` at least 1 and `count` at least 2.
+
+    Examples
+    --------
+    >>> log_spaced_steps(1000, count=4)
+    [0, 1, 10, 100, 1000]
     """
     steps = require_integer("steps", steps, at_least=1)
     count = require_integer("count", count, at_least=2)
@@ -232,6 +247,15 @@ def distance_moved(model: nn.Module) -> Callable[[nn.Module], Tensor]:
     callable
         A function of the model: the Frobenius norms :math:`\|\theta_l(t) - \theta_l(0)\|` of its trainable parameters,
         in the order of ``model.named_parameters()``, as a Tensor (L,), or (L, S) for an ensemble.
+
+    Examples
+    --------
+    >>> layer = torch.nn.LayerNorm(4)
+    >>> moved = distance_moved(layer)
+    >>> with torch.no_grad():
+    ...     layer.bias += 3
+    >>> moved(layer)  # weight and bias
+    tensor([0., 6.])
     """
     start = {name: p.detach().clone() for name, p in require_trainable(model).items()}
     size = ensemble_size(model)

@@ -87,6 +87,16 @@ def kernels(
     TypeError, ValueError
         For arguments of wrong shape, type or value, by name; where the quadrature of a callable does not converge; and
         where a layer's kernel leaves the range of the dtype.
+
+    Examples
+    --------
+    >>> nngp, ntk = kernels(torch.eye(2), depth=1, b_std=None)
+    >>> nngp
+    tensor([[1.0000, 0.3183],
+            [0.3183, 1.0000]])
+    >>> ntk
+    tensor([[2.0000, 0.3183],
+            [0.3183, 2.0000]])
     """
     options = depth, activation, w_std, b_std, parameterization, width, chunk_size
     return Kernels(*_kernels(Kernels._fields, x1, x2, *options))
@@ -104,7 +114,14 @@ def nngp_kernel(
     width: int | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """The NNGP of `kernels` alone, with the same arguments and errors: a tensor (n1, n2)."""
+    """The NNGP of `kernels` alone, with the same arguments and errors: a tensor (n1, n2).
+
+    Examples
+    --------
+    >>> nngp_kernel(torch.eye(2), depth=1, b_std=None)
+    tensor([[1.0000, 0.3183],
+            [0.3183, 1.0000]])
+    """
     return _kernels(["nngp"], x1, x2, depth, activation, w_std, b_std, parameterization, width, chunk_size)[0]
 
 
@@ -120,7 +137,14 @@ def ntk_kernel(
     width: int | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """The NTK of `kernels` alone, with the same arguments and errors: a tensor (n1, n2)."""
+    """The NTK of `kernels` alone, with the same arguments and errors: a tensor (n1, n2).
+
+    Examples
+    --------
+    >>> x = torch.eye(2)
+    >>> ntk_kernel(x, x[:1], depth=1, activation="erf").shape
+    torch.Size([2, 1])
+    """
     return _kernels(["ntk"], x1, x2, depth, activation, w_std, b_std, parameterization, width, chunk_size)[0]
 
 

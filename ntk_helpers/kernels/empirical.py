@@ -57,6 +57,13 @@ def jacobian(model: nn.Module, x: Tensor, *, chunk_size: int | None = None) -> T
         hooks on their gradients; one whose output has the wrong shape; one whose kernel would be meaningless, since it
         draws random numbers, changes from call to call, or lets samples of a batch see each other, as Dropout and
         BatchNorm in training mode do; and for a result that is not finite.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> jacobian(torch.nn.Linear(2, 1), x).squeeze(1)  # by the weights, then by the bias
+    tensor([[1., 2., 1.],
+            [3., 4., 1.]])
     """
     check_model(model).inputs("x", x)
     chunk_size = _checked_chunk_size(chunk_size)
@@ -146,6 +153,16 @@ def empirical_ntk(
         "vector_product" where the model hooks into gradients or PyTorch mistakes a second derivative.
     RuntimeError
         From PyTorch, for method "vector_product", where it lacks a second derivative.
+
+    Examples
+    --------
+    >>> model, x = torch.nn.Linear(2, 1), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> empirical_ntk(model, x, output="trace")  # x @ x.mT + 1
+    tensor([[ 6., 12.],
+            [12., 26.]])
+    >>> empirical_ntk(model, x, output="trace", per_layer=True)["bias"]
+    tensor([[1., 1.],
+            [1., 1.]])
     """
     _require_one_of("output", output, ["diagonal", "full", "trace"])
     _require_one_of("method", method, ["auto", "jacobian", "layerwise", "vector_product"])
@@ -204,6 +221,13 @@ def ntk_vector_product(model: nn.Module, x: Tensor, v: Tensor) -> Tensor:
     ------
     TypeError, ValueError, RuntimeError
         As `empirical_ntk` with method "vector_product".
+
+    Examples
+    --------
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> ntk_vector_product(torch.nn.Linear(2, 1), x, torch.ones(2, 1))  # the kernel is [[6, 12], [12, 26]]
+    tensor([[18.],
+            [38.]])
     """
     arguments = check_model(model)
     arguments.inputs("x", x)

@@ -40,6 +40,14 @@ def linearize(model: nn.Module) -> nn.Module:
     The derivative is that of PyTorch's forward mode, which unlike training follows parameters under `no_grad`, and the
     padding index of an embedding. Where the forward mode fails, as with weight norm or `torch.autograd.grad` inside the
     model, two reverse passes take its place.
+
+    Examples
+    --------
+    >>> net, x = MLP(2, 64, 1, seed=0), torch.eye(2, dtype=torch.float64)
+    >>> linear = linearize(net)
+    >>> record = train(linear, x, torch.ones(2, 1, dtype=torch.float64), steps=100, learning_rate=1.0)
+    >>> torch.allclose(empirical_ntk(linear, x), empirical_ntk(net, x))  # trained, and of the same kernel
+    True
     """
     check_model(model)
     check_modes(model)

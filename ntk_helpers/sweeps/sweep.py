@@ -111,6 +111,14 @@ def sweep(
     RuntimeError
         Where every cell failed. Where some did, a warning lists them, and the others are kept. Results that can't be
         kept are returned all the same, with a warning.
+
+    Examples
+    --------
+    >>> def size(width, seed):
+    ...     return sum(p.numel() for p in MLP(2, width, 1, seed=seed).parameters())
+    >>> found = sweep(size, {"width": [64, 128], "seed": range(3)}, n_jobs=1)
+    >>> found.values(width=64)
+    [257, 257, 257]
     """
     cells = _cells(grid)
     joblib.effective_n_jobs(n_jobs)  # refuses what is no number of jobs

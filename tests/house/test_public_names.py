@@ -1,11 +1,16 @@
-"""What an editor and the site show of the public names: annotations."""
+"""What an editor and the site show of the public names: annotations, and examples that run."""
 
+import doctest
 import importlib
 import inspect
 import pkgutil
 
+import pytest
+import torch
+
 import ntk_helpers
 
+RESULTS = {"DivergenceError", "Kernels", "Sweep", "TrainingRecord"}  # which nobody makes, but gets
 CALLED = ("__init__", "__call__", "__getitem__")
 
 
@@ -34,3 +39,13 @@ def test_annotations():
     functions = dict(pair for module in modules for pair in functions_of(module, module))
     assert "ntk_helpers.kernels.empirical.empirical_ntk" in functions
     assert {name: lacking for name, function in functions.items() if (lacking := unannotated(function))} == {}
+
+
+@pytest.mark.parametrize("name", sorted({*ntk_helpers.__all__} - RESULTS))
+def test_example(name):
+    known = {public: getattr(ntk_helpers, public) for public in ntk_helpers.__all__}
+    (example,) = doctest.DocTestFinder(recurse=False).find(
+        known[name], name, module=False, globs=known | {"torch": torch}
+    )
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
