@@ -59,9 +59,10 @@ test-site: $(READY) ## test the built site in Chromium, and the printed book
 colab: notebooks ## run every notebook as in Colab: newest releases, the package from git
 	$(BIN)/python tools/try_in_colab.py
 
-lint: $(READY) ## check format and style of the package, tests, tools and chapters
+lint: $(READY) ## check format and style of the package, tests, tools and chapters, and the types of the package
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/python tools/lint_chapters.py
 
 format: $(READY) ## format the package, tests, tools and chapters in place
@@ -70,5 +71,5 @@ format: $(READY) ## format the package, tests, tools and chapters in place
 	$(BIN)/python tools/lint_chapters.py --fix
 
 clean: ## remove what was built: the site, the notebooks, the environment
-	rm -rf _build notebooks .venv .pytest_cache .ruff_cache *.egg-info
+	rm -rf _build notebooks .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,13 +10,13 @@ from torch import Tensor
 from ntk_helpers._utils.checks import Arguments, require_finite, require_integer, require_number, require_tensor
 
 
-def grid_angles(n):
+def grid_angles(n: int) -> Tensor:
     r"""The n angles :math:`-\pi + 2 \pi j / n`, j from 0 to n - 1: Tensor (n,), float64."""
     n = require_integer("n", n, at_least=1)
     return -math.pi + 2 * math.pi / n * torch.arange(n, dtype=torch.float64)
 
 
-def random_angles(n, *, seed, grid=None):
+def random_angles(n: int, *, seed: int, grid: int | None = None) -> Tensor:
     r"""n angles drawn uniformly from :math:`[-\pi, \pi)`, or from ``grid_angles(grid)`` without repetition.
 
     Tensor (n,), float64. The draws come from a generator of their own with this integer seed, on the CPU whatever the
@@ -32,13 +32,13 @@ def random_angles(n, *, seed, grid=None):
     return grid_angles(grid)[chosen.to(torch.get_default_device())]
 
 
-def circle_points(angles):
+def circle_points(angles: Tensor) -> Tensor:
     r"""The points :math:`(\cos\gamma, \sin\gamma)` at angles (n,), in radians: (n, 2), of their dtype and device."""
     Arguments().tensor("angles", angles, "n")
     return torch.stack([torch.cos(angles), torch.sin(angles)], 1)
 
 
-def coordinate_product(x):
+def coordinate_product(x: Tensor) -> Tensor:
     r"""The target :math:`x_1 x_2` of Jacot et al. 2018, section 6, at points x (n, 2): (n,).
 
     On the circle it is a single harmonic, :math:`\sin(2 \gamma) / 2`.
@@ -77,7 +77,7 @@ class FourierMixture:
                 raise ValueError(f"{name}: expected {len(self.modes)} of them, one for each mode, got {len(values)}")
             require_finite(name, torch.tensor([require_number(name, value) for value in values], device="cpu"))
 
-    def __call__(self, angles):
+    def __call__(self, angles: Tensor) -> Tensor:
         """The values at angles (n,): (n,), of their dtype and device."""
         Arguments().tensor("angles", angles, "n")
         modes, amplitudes, phases = (angles.new_tensor(v) for v in (self.modes, self.amplitudes, self.phases))
@@ -95,7 +95,7 @@ experiment, which leaves open how its amplitudes decay: :math:`k^{-1/2}` is our 
 """
 
 
-def circle_eigenvalues(profile):
+def circle_eigenvalues(profile: Tensor) -> Tensor:
     r"""Eigenvalues of a rotation-invariant kernel on the circle, by FFT.
 
     On a uniform grid its Gram matrix is circulant, and its eigenvalues, divided by N as here, are
@@ -145,7 +145,7 @@ class Harmonics(NamedTuple):
     phase: Tensor
 
 
-def harmonics(values):
+def harmonics(values: Tensor) -> Harmonics:
     r"""Amplitude and phase of each harmonic of functions on a grid: :math:`\sum_k A_k \sin(k \gamma + \varphi_k)`.
 
     Parameters

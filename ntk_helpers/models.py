@@ -2,19 +2,20 @@
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ntk_helpers._utils.checks import require_integer, require_positive, require_scales
+from ntk_helpers._utils.checks import Parameterization, require_integer, require_positive, require_scales
 
 
 def _identity(z):
     return z
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
     "erf": torch.erf,
@@ -69,26 +70,35 @@ class MLP(nn.Module):
     ------
     TypeError, ValueError
         For an argument of wrong type or value, by name.
+
+    Examples
+    --------
+    >>> x = torch.ones(5, 2, dtype=torch.float64)
+    >>> MLP(d_in=2, width=64, depth=1, seed=0)(x).shape
+    torch.Size([5, 1])
+    >>> ensemble = MLP(d_in=2, width=64, depth=1, seeds=range(10))
+    >>> ensemble(x).shape
+    torch.Size([10, 5, 1])
     """
 
     def __init__(
         self,
-        d_in,
-        width,
-        depth,
-        d_out=1,
+        d_in: int,
+        width: int,
+        depth: int,
+        d_out: int = 1,
         *,
-        activation="relu",
-        w_std=2**0.5,
-        b_std=0.1,
-        parameterization="ntk",
-        seed=None,
-        seeds=None,
-        antisymmetric=False,
-        output_scale=1.0,
-        dtype=torch.float64,
-        device=None,
-    ):
+        activation: str | Callable[[Tensor], Tensor] = "relu",
+        w_std: float = 2**0.5,
+        b_std: float | None = 0.1,
+        parameterization: Parameterization = "ntk",
+        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
+        antisymmetric: bool = False,
+        output_scale: float = 1.0,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         d_in = require_integer("d_in", d_in, at_least=1)
         width = require_integer("width", width, at_least=1)
@@ -99,17 +109,17 @@ class MLP(nn.Module):
         single = seeds is None
         if (seed is None) == single:
             raise ValueError(f"seed, seeds: expected exactly one, got seed={seed}, seeds={seeds}")
-        seeds = [seed] if single else list(seeds)
-        if not seeds:
+        given = [seed] if seeds is None else list(seeds)
+        if not given:
             raise ValueError("seeds: expected at least one seed, got none")
-        seeds = [require_integer("seed" if single else "seeds", value, at_least=0) for value in seeds]
+        seeds = [require_integer("seed" if single else "seeds", value, at_least=0) for value in given]
         device = torch.get_default_device() if device is None else device
 
         self.activation = _activation(activation)
         self.d_in, self.ntk_ensemble_size = d_in, None if single else len(seeds)
         self.output_scale = output_scale
         sizes = [d_in, *[width] * depth, d_out]
-        scales = [(w_std / math.sqrt(fan_in), b_std) for fan_in in sizes[:-1]]
+        scales = [(w_std / math.sqrt(fan_in), b_std or 0.0) for fan_in in sizes[:-1]]
         ones = [(1.0, 1.0)] * len(scales)
         self._scales, of_draws = (scales, ones) if parameterization == "ntk" else (ones, scales)
 
@@ -117,8 +127,8 @@ class MLP(nn.Module):
 
         def normal(scale, *shape):
             draws = (torch.randn(shape, generator=g, dtype=torch.float64, device="cpu") for g in generators)
-            draws = [draw.mul_(scale).to(device, dtype) for draw in draws]
-            return draws[0] if single else torch.stack(draws)
+            scaled = [draw.mul_(scale).to(device, dtype) for draw in draws]
+            return scaled[0] if single else torch.stack(scaled)
 
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for (fan_in, fan_out), (w_scale, b_scale) in zip(pairwise(sizes), of_draws, strict=True):
@@ -131,11 +141,11 @@ class MLP(nn.Module):
             self.twin.output_scale = 1.0
 
     @property
-    def ensemble_size(self):
+    def ensemble_size(self) -> int | None:
         """How many networks these are; None for one by `seed`."""
         return self.ntk_ensemble_size
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Map inputs (n, d_in) to outputs (n, d_out), or (S, n, d_out) for an ensemble of S seeds."""
         if x.ndim != 2 or x.shape[1] != self.d_in:
             raise ValueError(f"x: expected shape (n, {self.d_in}), got {tuple(x.shape)}")

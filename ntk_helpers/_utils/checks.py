@@ -3,6 +3,7 @@
 import math
 import operator
 from numbers import Real
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ntk_helpers._utils.functional import ensemble_size
+
+Parameterization = Literal["ntk", "standard"]
 
 
 class Arguments:

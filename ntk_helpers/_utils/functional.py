@@ -1,17 +1,22 @@
 """A model in another state, and left as it was."""
 
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Called with other parameters, a model holds them while it runs, for all threads to see; and models share modules.
 _ALONE = threading.RLock()
 
 
-def ensemble_size(model):
+def ensemble_size(model: nn.Module) -> int | None:
     """How many members the ensemble has, its attribute `ntk_ensemble_size`; None for a single network."""
     return getattr(model, "ntk_ensemble_size", None)
 
@@ -52,7 +57,7 @@ def borrowed(model):
                 vars(module).update(attributes)
 
 
-def leaves_the_model(function):
+def leaves_the_model(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function of a model have it `borrowed`."""
 
     @wraps(function)
@@ -60,7 +65,7 @@ def leaves_the_model(function):
         with borrowed(model):
             return function(model, *args, **options)
 
-    return wrapper
+    return wrapper  # type: ignore[return-value] # called by name or not
 
 
 def split(params, rest, names):
@@ -76,12 +81,12 @@ def state_of(model):
     return params, frozen | dict(model.named_buffers())
 
 
-def states(model):
+def states(model: nn.Module) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """The states of an ensemble's members; the model's own alone, unless it is one."""
     state, size = state_of(model), ensemble_size(model)
     if size is None:
         return [state]
-    return [tuple({name: value[s] for name, value in part.items()} for part in state) for s in range(size)]
+    return [tuple({name: value[s] for name, value in part.items()} for part in state) for s in range(size)]  # type: ignore[misc] # two of them
 
 
 def over_members(model, function):

@@ -1,7 +1,9 @@
 """Arithmetic as written: no TF32, no autocast, attention by its formula."""
 
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -10,7 +12,7 @@ _lock, _users, _switches = threading.Lock(), 0, ExitStack()
 
 
 @contextmanager
-def full_precision():
+def full_precision() -> Iterator[None]:
     """Hold matrix products and convolutions at the precision of their operands; restore the caller's settings.
 
     On CUDA, convolutions use TF32 by default, of 11 bits; `torch.set_float32_matmul_precision` and `torch.autocast`
@@ -39,7 +41,7 @@ def full_precision():
 @contextmanager
 def _switched():
     """The settings that PyTorch keeps for all threads together."""
-    backends = torch.backends
+    backends: Any = torch.backends  # which has more than its types say
     operations = [
         *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
         *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),

@@ -3,12 +3,17 @@
 import html
 import json
 from base64 import b64encode
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from io import BytesIO
+from typing import TypeVar
 
 import matplotlib.pyplot as plt
 from IPython.display import HTML
+from matplotlib.figure import Figure
 from PIL import Image
+
+Frame = TypeVar("Frame")
 
 CSS_INCH, DOTS_PER_INCH = 96, 144  # sharp on most screens
 COLOURS = 32  # of a palette that all frames share: a third of the bytes, and lines look the same
@@ -45,7 +50,7 @@ PAGE = """<div class="animation" id="{id}" style="max-width: {width}px">
 </div>"""
 
 
-def animate(figure, draw, frames, *, alt):
+def animate(figure: Figure, draw: Callable[[Frame], object], frames: Iterable[Frame], *, alt: str) -> HTML:
     """Show a figure that moves: once by itself when it comes into view, and by a button and a slider.
 
     Parameters

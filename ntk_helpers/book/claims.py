@@ -7,6 +7,8 @@ Nothing here needs Sphinx: in Colab a claim shows as one line, and a glued numbe
 import html
 import math
 import re
+from collections.abc import Mapping
+from typing import Any, SupportsFloat
 
 from IPython.display import display
 
@@ -25,7 +27,7 @@ class ClaimError(AssertionError):
     """A claim that does not hold, or whose measured value is not a finite number."""
 
 
-def glue(name, value):
+def glue(name: str, value: str | SupportsFloat) -> None:
     """Keep a value under a name, for the prose to insert: in MyST, ``{glue:text}`name:.2f```.
 
     The value is a str, an int, or what converts to a float (a tensor of one element, say). The output that this emits
@@ -40,7 +42,17 @@ def glue(name, value):
     )
 
 
-def claim(name, statement, measured, expected, *, kind, source, tolerance=None, interval=None):
+def claim(
+    name: str,
+    statement: str,
+    measured: SupportsFloat,
+    expected: float | tuple[float, float],
+    *,
+    kind: str,
+    source: str,
+    tolerance: float | None = None,
+    interval: tuple[SupportsFloat, SupportsFloat] | None = None,
+) -> None:
     """State a quantitative claim, show it as one line, record it, and stop the chapter where it does not hold.
 
     Parameters
@@ -96,7 +108,7 @@ def claim(name, statement, measured, expected, *, kind, source, tolerance=None, 
         glue(f"{name}_high", interval[1])
 
 
-def recorded_claims(notebook):
+def recorded_claims(notebook: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Claims recorded in an executed notebook, in order: dicts with the keys of `claim`, and whether it ``holds``.
 
     Parameters
@@ -108,7 +120,7 @@ def recorded_claims(notebook):
     return [output["metadata"][CLAIM_KEY] for output in outputs if CLAIM_KEY in output.get("metadata", {})]
 
 
-def measured_text(record):
+def measured_text(record: Mapping[str, Any]) -> str:
     """The measured value of a recorded claim as its line has it, to three digits, with the interval if there is one."""
     interval = record["interval"]
     ends = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""

@@ -2,16 +2,22 @@
 
 import zlib
 from binascii import b2a_base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import seaborn as sns
 from cycler import cycler
 from IPython import get_ipython
 from IPython.core.pylabtools import print_figure
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 from matplotlib_inline.backend_inline import set_matplotlib_formats
+from numpy.typing import ArrayLike
 from scipy import stats
 
 # Three roles that every chapter shares: colour-blind safe (Okabe and Ito 2008), and never told apart by colour alone.
@@ -23,7 +29,7 @@ DASHES = ["-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1))]
 SMALL = 20_000  # bytes; no PNG of a figure is smaller
 
 
-def use_style():
+def use_style() -> None:
     """Set the style of the book's figures for this session: fonts, grid, palette, and their form in notebooks.
 
     The lines of a plot differ in colour and in dashes. In a notebook a figure is shown as SVG, or as PNG of twice the
@@ -51,7 +57,7 @@ def use_style():
         shell.display_formatter.mimebundle_formatter.for_type(Figure, smaller_form)
 
 
-def smaller_form(figure):
+def smaller_form(figure: Figure) -> dict[str, str]:
     """A figure in the form that takes fewer bytes as the web packs them; as IPython shows it, {MIME type: data}."""
     svg = print_figure(figure, "svg", metadata={"Date": None})
     packed = len(zlib.compress(svg.encode()))
@@ -61,7 +67,15 @@ def smaller_form(figure):
     return {"image/svg+xml": svg} if packed <= len(png) else {"image/png": b2a_base64(png, newline=False).decode()}
 
 
-def band(ax, x, samples, *, quantiles=(0.1, 0.9), label=None, **style):
+def band(
+    ax: Axes,
+    x: ArrayLike,
+    samples: ArrayLike,
+    *,
+    quantiles: tuple[float, float] = (0.1, 0.9),
+    label: str | None = None,
+    **style: Any,
+) -> Line2D:
     """Draw the median of samples (S, len(x)) over their first axis, and a band between two quantiles.
 
     `x` and `samples` are tensors or arrays; `style` goes to the line, its colour to the band too.
@@ -73,7 +87,9 @@ def band(ax, x, samples, *, quantiles=(0.1, 0.9), label=None, **style):
     return line
 
 
-def log_log(ax, *, xticks=None, yticks=None, **labels):
+def log_log(
+    ax: Axes, *, xticks: Sequence[float] | None = None, yticks: Sequence[float] | None = None, **labels: Any
+) -> None:
     """Give a panel logarithmic axes, with ticks only where they are asked for; `labels` go to ``ax.set``."""
     ax.set(xscale="log", yscale="log", **labels)
     for axis, ticks in ((ax.xaxis, xticks), (ax.yaxis, yticks)):
@@ -82,7 +98,7 @@ def log_log(ax, *, xticks=None, yticks=None, **labels):
             axis.set_ticks([], minor=True)
 
 
-def pi_ticks(ax, multiples=(-1, 0, 1)):
+def pi_ticks(ax: Axes, multiples: Sequence[float] = (-1, 0, 1)) -> None:
     """Put ticks on the x axis at multiples of π, written as such: "−π", "π/2", "2π"."""
     fractions = [Fraction(multiple).limit_denominator(64) for multiple in multiples]
     ax.set_xticks([np.pi * float(fraction) for fraction in fractions], map(_times_pi, fractions))
@@ -95,7 +111,7 @@ def _times_pi(fraction):
     return f"{sign}{size if size > 1 else ''}π" + (f"/{fraction.denominator}" if fraction.denominator > 1 else "")
 
 
-def legend_above(ax, ncols=3):
+def legend_above(ax: Axes, ncols: int = 3) -> Legend:
     """One legend for a whole figure, above its panels: what is labelled in one of them."""
     return ax.figure.legend(*ax.get_legend_handles_labels(), ncols=ncols, loc="outside upper center")
 
@@ -110,16 +126,16 @@ class PowerLaw:
     prefactor: float
 
     @property
-    def interval(self):
+    def interval(self) -> tuple[float, float]:
         """The confidence interval of the exponent, (low, high)."""
         return self.low, self.high
 
-    def __call__(self, x):
+    def __call__(self, x: ArrayLike) -> np.ndarray | np.float64:
         """Evaluate the law at `x`."""
         return self.prefactor * np.asarray(x, dtype=float) ** self.exponent
 
 
-def fit_power_law(x, samples, *, confidence=0.95):
+def fit_power_law(x: ArrayLike, samples: ArrayLike, *, confidence: float = 0.95) -> PowerLaw:
     """Fit a line to log(samples) against log(x) for each sample, and average over them.
 
     The samples are independent repetitions (seeds), so that the spread of their slopes gives a Student t interval for

@@ -247,7 +247,7 @@ _ELEMENTWISE = {
     torch.tanh: (lambda z, h: torch.tanh(z, out=h), lambda z, h: torch.mul(h, h, out=z).neg_().add_(1)),
     torch.erf: (lambda z, h: torch.erf(z, out=h), lambda z, h: z.square_().neg_().exp_().mul_(2 / math.sqrt(math.pi))),
     nn.functional.gelu: (
-        lambda z, h: nn.functional.gelu(z, out=h),
+        lambda z, h: nn.functional.gelu(z, out=h),  # type: ignore[call-arg] # its types lack `out`
         lambda z, h: torch.ops.aten.gelu_backward.grad_input(torch.ones_like(z), z, grad_input=z),
     ),
     torch.sin: (lambda z, h: torch.sin(z, out=h), lambda z, h: z.cos_()),

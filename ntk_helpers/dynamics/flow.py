@@ -2,10 +2,10 @@ r"""Kernel gradient flow and descent in closed form, and the law of an ensemble;
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ class _Trajectory:
     arguments: Arguments  # of the problem, which those of a prediction must go with
     scalar_targets: bool
     has_f0: bool
+
+    _filtered: ClassVar[Callable[..., Tensor]]  # along each eigenvector, as far as the trajectory has come
+    _divided_differences: ClassVar[Callable[..., Tensor]]  # of that, between the eigenvalues
+    predict: ClassVar[Callable[..., Tensor]]
 
     def __repr__(self):
         return f"{type(self).__name__}({described(self.difference, self.kernel, self.arguments)})"
@@ -266,6 +270,16 @@ def gradient_flow(
     TypeError, ValueError
         For wrong shapes or types, NaN, a negative ridge, and a kernel that is not symmetric or not positive
         semi-definite to rounding.
+
+    Examples
+    --------
+    >>> flow = gradient_flow(2 * torch.eye(2), torch.tensor([1.0, 2.0]))
+    >>> flow(torch.tensor([0.0, 1.0, torch.inf]))
+    tensor([[0.0000, 0.0000],
+            [0.6321, 1.2642],
+            [1.0000, 2.0000]])
+    >>> flow.predict(torch.inf, torch.tensor([[1.0, 1.0]]))
+    tensor([1.5000])
     """
     return GradientFlow(*_factored(k_train_train, y_train, f0_train, ridge))
 
@@ -309,6 +323,14 @@ def gradient_descent(
     TypeError, ValueError
         As `gradient_flow`; for a learning rate at which the steps diverge, :math:`2 (1 + \mu) nC / \lambda_1` and
         above; and for a momentum outside of [0, 1).
+
+    Examples
+    --------
+    >>> descent = gradient_descent(2 * torch.eye(2), torch.tensor([1.0, 2.0]), learning_rate=0.5)
+    >>> descent([0, 1, 2])
+    tensor([[0.0000, 0.0000],
+            [0.5000, 1.0000],
+            [0.7500, 1.5000]])
     """
     require_positive("learning_rate", learning_rate)
     require_momentum(momentum)
@@ -381,6 +403,12 @@ def ensemble_law(y_train: Tensor, nngp: Tensor, ntk: Tensor | None = None, *, ri
     ------
     TypeError, ValueError
         As `gradient_flow`, by the names of the arguments here; also where there is no point beyond the training points.
+
+    Examples
+    --------
+    >>> law = ensemble_law(torch.tensor([1.0]), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+    >>> law(torch.inf)  # the readout alone is trained: to the posterior of a Gaussian process
+    Law(mean=tensor([0.5000]), covariance=tensor([[0.7500]]))
     """
     scalar = isinstance(y_train, Tensor) and y_train.ndim == 1
     arguments = Arguments()
@@ -407,7 +435,9 @@ def ensemble_law(y_train: Tensor, nngp: Tensor, ntk: Tensor | None = None, *, ri
     return EnsembleLaw(flow, kernel[n:, :n], root[:n], root[n:])
 
 
-def _factored(k_train_train, y_train, f0_train, ridge):
+def _factored(
+    k_train_train: Tensor, y_train: Tensor, f0_train: Tensor | None, ridge: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Arguments, bool, bool]:
     """What a trajectory keeps of a problem, checked."""
     require_non_negative("ridge", ridge)
     arguments, targets = check_problem(k_train_train, y_train, f0_train)

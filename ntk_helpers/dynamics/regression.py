@@ -25,6 +25,12 @@ def flatten_outputs(kernel: Tensor) -> Tensor:
     """Kernel (n1, n2, C, C) of all pairs of outputs as the matrix (n1 C, n2 C) over pairs (point, output).
 
     The order is that of ``y.reshape(-1)`` for targets (n, C). With a leading axis S, it stays.
+
+    Examples
+    --------
+    >>> kernel = empirical_ntk(torch.nn.Linear(2, 3), torch.eye(2))
+    >>> kernel.shape, flatten_outputs(kernel).shape
+    (torch.Size([2, 2, 3, 3]), torch.Size([6, 6]))
     """
     if kernel.ndim not in (4, 5) or kernel.shape[-1] != kernel.shape[-2]:
         raise ValueError(f"kernel: expected shape (n1, n2, C, C) or (S, n1, n2, C, C), got {tuple(kernel.shape)}")
@@ -75,6 +81,12 @@ def kernel_ridge(k_train_train: Tensor, y_train: Tensor, ridge: float) -> Kernel
         For wrong shapes or types, NaN, a kernel that is not symmetric, a negative ridge.
     torch.linalg.LinAlgError
         Where the matrix to be inverted is singular to rounding, or has a negative eigenvalue.
+
+    Examples
+    --------
+    >>> fit = kernel_ridge(torch.eye(2), torch.tensor([1.0, 2.0]), ridge=1.0)
+    >>> fit(torch.tensor([[1.0, 1.0]]))
+    tensor([1.5000])
     """
     arguments, targets = check_problem(k_train_train, y_train)
     require_non_negative("ridge", ridge)
@@ -98,7 +110,7 @@ def _require_positive_pivots(factor, failed, kernel, ridge):
         )
 
 
-def described(functions, kernel, arguments):
+def described(functions: Tensor, kernel: Tensor, arguments: Arguments) -> str:
     """What a solved problem was, in a few words."""
     problems = max((len(t) for t in (functions, kernel) if t.ndim == 3), default=0)
     several = f"{problems} problems of " if problems else ""
@@ -106,7 +118,7 @@ def described(functions, kernel, arguments):
     return f"{several}n={n}, C={outputs}, {arguments.first[1].dtype}"
 
 
-def rounding(kernel, largest):
+def rounding(kernel: Tensor, largest: Tensor) -> Tensor:
     """The size below which an eigenvalue or a pivot of a computed kernel is rounding; `largest` is that of the largest.
 
     Rounding of the entries, as independent as it comes, is a matrix of norm sqrt(n) times its entries; to which comes
@@ -116,12 +128,12 @@ def rounding(kernel, largest):
     return math.sqrt(n) * of_entries + max(n, 100) * torch.finfo(torch.float64).eps * largest.abs()
 
 
-def with_ridge(kernel, ridge):
+def with_ridge(kernel: Tensor, ridge: float) -> Tensor:
     """K + ridge * I, in float64."""
     return kernel.double() + ridge * torch.eye(kernel.shape[-1], dtype=torch.float64, device=kernel.device)
 
 
-def check_problem(k_train_train, y_train, f0_train=None):
+def check_problem(k_train_train: Tensor, y_train: Tensor, f0_train: Tensor | None = None) -> tuple[Arguments, Tensor]:
     """Check the arguments of one regression against each other; return them, and the targets (n, C) in float64."""
     arguments = Arguments()
     check_kernel(arguments, "k_train_train", k_train_train, "n")
@@ -132,7 +144,7 @@ def check_problem(k_train_train, y_train, f0_train=None):
     return arguments, columns(y_train, scalar)
 
 
-def check_kernel(arguments, name, kernel, size):
+def check_kernel(arguments: Arguments, name: str, kernel: Tensor, size: str) -> None:
     """Check that a kernel is a finite symmetric matrix, or several, in float32 or float64."""
     if isinstance(kernel, Tensor) and kernel.ndim > 3:
         raise ValueError(
@@ -148,11 +160,11 @@ def check_kernel(arguments, name, kernel, size):
         )
 
 
-def axes_of_test(kernel):
+def axes_of_test(kernel: Tensor) -> str:
     """Pattern of the kernel between test and training points that goes with one on the training points."""
     return "S m n" if kernel.ndim == 3 else "m n"
 
 
-def columns(values, scalar):
+def columns(values: Tensor, scalar: bool) -> Tensor:
     """Targets or functions in float64, with their output axis written out."""
     return (values.unsqueeze(-1) if scalar else values).double()

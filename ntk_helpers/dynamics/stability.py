@@ -32,10 +32,18 @@ def max_learning_rate(kernel: Tensor | Callable[[Tensor], Tensor], like: Tensor 
     ------
     TypeError, ValueError
         For a kernel that is not a finite symmetric matrix, and `like` without need or missing.
+
+    Examples
+    --------
+    >>> max_learning_rate(torch.diag(torch.tensor([1.0, 2.0, 4.0])))
+    tensor(1.5000)
+    >>> max_learning_rate(lambda v: 4 * v, like=torch.zeros(3))
+    tensor(1.5000)
     """
     if callable(kernel) != (like is not None):
         raise ValueError(f"like: expected a tensor where kernel is a function, and only there, got {like!r}")
     if callable(kernel):
+        assert like is not None  # as just checked
         return 2 * like.numel() / _largest_eigenvalue(kernel, like).clamp_min(0)
     check_kernel(Arguments(), "kernel", kernel, "N")
     largest = torch.linalg.eigvalsh(kernel.double())[..., -1].clamp_min(0)

@@ -4,12 +4,14 @@ import math
 import operator
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ntk_helpers._utils.checks import (
     Arguments,
@@ -56,13 +58,13 @@ class TrainingRecord:
     values: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def times(self):
+    def times(self) -> Tensor:
         """Training time, learning rate times step, at each of `steps`: float64 (len(steps),)."""
         if self.learning_rate is None:
             raise ValueError("times: expected a run at a learning rate, got one by an optimizer of its own")
         return self.learning_rate * torch.tensor(self.steps, dtype=torch.float64)
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
 
 
@@ -84,7 +86,14 @@ class DivergenceError(RuntimeError):
         Everything recorded before that step.
     """
 
-    def __init__(self, step, loss, learning_rate, max_learning_rate, record):
+    def __init__(
+        self,
+        step: int,
+        loss: float,
+        learning_rate: float | None,
+        max_learning_rate: float | None,
+        record: TrainingRecord,
+    ) -> None:
         super().__init__(step, loss, learning_rate, max_learning_rate, record)
         self.step, self.loss, self.learning_rate = step, loss, learning_rate
         self.max_learning_rate, self.record = max_learning_rate, record
@@ -99,18 +108,18 @@ class DivergenceError(RuntimeError):
 
 
 def train(
-    model,
-    x,
-    y,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
     *,
-    steps,
-    learning_rate=None,
-    momentum=0.0,
-    loss=None,
-    optimizer=None,
-    record=None,
-    record_at=None,
-):
+    steps: int,
+    learning_rate: float | None = None,
+    momentum: float = 0.0,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    record: dict[str, Callable[[Any], Any]] | None = None,
+    record_at: Sequence[int] | None = None,
+) -> TrainingRecord:
     r"""Train a model in place on all data at once: by gradient descent on half the mean square error, unless told else.
 
     That loss is :math:`\frac{1}{2nC} \sum (f(x) - y)^2`, half of `torch.nn.MSELoss`; time is ``learning_rate * steps``.
@@ -158,6 +167,16 @@ def train(
         Where a loss is not finite or, for the mean square error, a million times the largest of these: the one at the
         start, that of the zero function, and the rounding unit of the dtype, the loss of outputs of one that cancel to
         half their digits. It carries the record up to there; the parameters may be some steps further.
+
+    Examples
+    --------
+    >>> net, x = MLP(1, 64, 1, seed=0), torch.linspace(-1, 1, 8, dtype=torch.float64).unsqueeze(1)
+    >>> functions = {"prediction": lambda net: net(x)}
+    >>> record = train(net, x, x**2, steps=100, learning_rate=1.0, record=functions, record_at=[0, 50, 100])
+    >>> record["prediction"].shape
+    torch.Size([3, 8, 1])
+    >>> bool(record.loss[-1] < record.loss[0] / 10)
+    True
     """
     if (optimizer is None) == (learning_rate is None):
         raise ValueError(f"learning_rate, optimizer: expected exactly one, got {learning_rate} and {optimizer}")
@@ -167,7 +186,7 @@ def train(
     record = _check_record(record)
     record_at = _check_record_at(record_at, steps)
     params = _check_data(model, x, y, loss)
-    if optimizer is None:
+    if learning_rate is not None:
         require_positive("learning_rate", learning_rate)
         learning_rate = float(learning_rate)
     else:
@@ -200,21 +219,27 @@ def train(
                     break
     except _Diverged as diverged:
         bound, reason = (None, None) if start is None else _stability_bound(model, *start, x, y, momentum)
-        raise DivergenceError(*diverged.args, learning_rate, bound, run.so_far()) from reason
+        step, highest = diverged.args
+        raise DivergenceError(step, highest, learning_rate, bound, run.so_far()) from reason
     return run.so_far(last)
 
 
-def log_spaced_steps(steps, count=50):
+def log_spaced_steps(steps: int, count: int = 50) -> list[int]:
     """The integers 0 and at most `count` from 1 to `steps`, as evenly spaced on a logarithmic axis as integers can be.
 
     Raises TypeError or ValueError unless these are integers, `steps` at least 1 and `count` at least 2.
+
+    Examples
+    --------
+    >>> log_spaced_steps(1000, count=4)
+    [0, 1, 10, 100, 1000]
     """
     steps = require_integer("steps", steps, at_least=1)
     count = require_integer("count", count, at_least=2)
     return sorted({0, *np.geomspace(1, steps, count).round().astype(int).tolist()})
 
 
-def distance_moved(model):
+def distance_moved(model: nn.Module) -> Callable[[nn.Module], Tensor]:
     r"""For the `record` of `train`: how far each trainable parameter is from where it is now.
 
     Returns
@@ -222,6 +247,15 @@ def distance_moved(model):
     callable
         A function of the model: the Frobenius norms :math:`\|\theta_l(t) - \theta_l(0)\|` of its trainable parameters,
         in the order of ``model.named_parameters()``, as a Tensor (L,), or (L, S) for an ensemble.
+
+    Examples
+    --------
+    >>> layer = torch.nn.LayerNorm(4)
+    >>> moved = distance_moved(layer)
+    >>> with torch.no_grad():
+    ...     layer.bias += 3
+    >>> moved(layer)  # weight and bias
+    tensor([0., 6.])
     """
     start = {name: p.detach().clone() for name, p in require_trainable(model).items()}
     size = ensemble_size(model)
@@ -244,7 +278,8 @@ class _Run:
 
     def __init__(self, learning_rate, steps, limit, record):
         self.learning_rate, self.limit, self.record = learning_rate, limit, record
-        self.step, self.steps, self.values = 0, [], {name: [] for name in record}
+        self.step, self.steps = 0, []
+        self.values: dict[str, list[Tensor]] = {name: [] for name in record}
         # In one piece: many small tensors that stay, each put where a large one was just freed, would keep the memory
         # of all of these from being used again.
         self.losses = limit.new_empty(steps + 1, *limit.shape)

@@ -229,7 +229,7 @@ def probe(model, params, rest, sample, other=None, differentiates=False):
             )
         _check_independence(model, recorder, leaves, between, same)
         if copies == 1 and not (alone.numel() == same[1].numel() and recorder.close(alone, same[1])):
-            recorder, alone, copies = *_record(run, leaves, sample, sample), 2
+            (recorder, alone), copies = _record(run, leaves, sample, sample), 2
         if copies == 2 and not recorder.close(alone[0], same[1]):
             raise _dependent("the number of samples in the batch", "do not divide by len(x)")
     elsewhere = _graph_leaves(alone)

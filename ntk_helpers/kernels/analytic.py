@@ -11,19 +11,27 @@ the second is the derivative of the first with respect to the covariance.
 """
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntk_helpers._utils.checks import Arguments, require_integer, require_scales, require_single_or_double
+from ntk_helpers._utils.checks import (
+    Arguments,
+    Parameterization,
+    require_integer,
+    require_scales,
+    require_single_or_double,
+)
 from ntk_helpers._utils.precision import full_precision
 from ntk_helpers.kernels.duals import GELU, Erf, Identity, PiecewiseLinear, Smooth, cos, leaky_relu, sin
 from ntk_helpers.kernels.elu import ELU
 from ntk_helpers.kernels.quadrature import Quadrature
+
+Activation = str | Smooth | PiecewiseLinear | Callable[[Tensor], Tensor]
 
 TILE = 2048  # bytes in a row of a tile, by default: the temporary arrays of a square tile stay in the cache
 
@@ -36,17 +44,17 @@ class Kernels(NamedTuple):
 
 
 def kernels(
-    x1,
-    x2=None,
+    x1: Tensor,
+    x2: Tensor | None = None,
     *,
-    depth,
-    activation="relu",
-    w_std=2**0.5,
-    b_std=0.1,
-    parameterization="ntk",
-    width=None,
-    chunk_size=None,
-):
+    depth: int,
+    activation: Activation = "relu",
+    w_std: float = 2**0.5,
+    b_std: float | None = 0.1,
+    parameterization: Parameterization = "ntk",
+    width: int | None = None,
+    chunk_size: int | None = None,
+) -> Kernels:
     r"""NNGP and NTK of an infinitely wide fully connected network with one output.
 
     All layers, the readout included, share `w_std` and `b_std`; see `MLP` for the parameterizations. In the standard
@@ -86,40 +94,64 @@ def kernels(
     TypeError, ValueError
         For arguments of wrong shape, type or value, by name; where the quadrature of a callable does not converge; and
         where a layer's kernel leaves the range of the dtype.
+
+    Examples
+    --------
+    >>> nngp, ntk = kernels(torch.eye(2), depth=1, b_std=None)
+    >>> nngp
+    tensor([[1.0000, 0.3183],
+            [0.3183, 1.0000]])
+    >>> ntk
+    tensor([[2.0000, 0.3183],
+            [0.3183, 2.0000]])
     """
     options = depth, activation, w_std, b_std, parameterization, width, chunk_size
     return Kernels(*_kernels(Kernels._fields, x1, x2, *options))
 
 
 def nngp_kernel(
-    x1,
-    x2=None,
+    x1: Tensor,
+    x2: Tensor | None = None,
     *,
-    depth,
-    activation="relu",
-    w_std=2**0.5,
-    b_std=0.1,
-    parameterization="ntk",
-    width=None,
-    chunk_size=None,
-):
-    """The NNGP of `kernels` alone, with the same arguments and errors: a tensor (n1, n2)."""
+    depth: int,
+    activation: Activation = "relu",
+    w_std: float = 2**0.5,
+    b_std: float | None = 0.1,
+    parameterization: Parameterization = "ntk",
+    width: int | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """The NNGP of `kernels` alone, with the same arguments and errors: a tensor (n1, n2).
+
+    Examples
+    --------
+    >>> nngp_kernel(torch.eye(2), depth=1, b_std=None)
+    tensor([[1.0000, 0.3183],
+            [0.3183, 1.0000]])
+    """
     return _kernels(["nngp"], x1, x2, depth, activation, w_std, b_std, parameterization, width, chunk_size)[0]
 
 
 def ntk_kernel(
-    x1,
-    x2=None,
+    x1: Tensor,
+    x2: Tensor | None = None,
     *,
-    depth,
-    activation="relu",
-    w_std=2**0.5,
-    b_std=0.1,
-    parameterization="ntk",
-    width=None,
-    chunk_size=None,
-):
-    """The NTK of `kernels` alone, with the same arguments and errors: a tensor (n1, n2)."""
+    depth: int,
+    activation: Activation = "relu",
+    w_std: float = 2**0.5,
+    b_std: float | None = 0.1,
+    parameterization: Parameterization = "ntk",
+    width: int | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """The NTK of `kernels` alone, with the same arguments and errors: a tensor (n1, n2).
+
+    Examples
+    --------
+    >>> x = torch.eye(2)
+    >>> ntk_kernel(x, x[:1], depth=1, activation="erf").shape
+    torch.Size([2, 1])
+    """
     return _kernels(["ntk"], x1, x2, depth, activation, w_std, b_std, parameterization, width, chunk_size)[0]
 
 
@@ -164,7 +196,7 @@ class _Network:
     """The recursion for one tile of pairs."""
 
     depth: int
-    dual: object
+    dual: Smooth | PiecewiseLinear
     w_var: float
     b_var: float
     ntk_scale: float  # of E[phi phi] in the NTK: w_var, or the width in the standard parameterization
@@ -177,7 +209,8 @@ class _Network:
 
         def tile(rows, columns):
             duals = recursion(rows, columns)
-            nngp, ntk = next(duals), None
+            nngp: Tensor = next(duals)
+            ntk: Any = None
             if with_ntk:
                 ntk = x1[rows] @ x2[columns].mT + self.ntk_bias if self.standard else nngp
             yield Kernels(nngp, ntk)
@@ -198,7 +231,7 @@ class _Network:
 
 
 #: The activations that `kernels` knows by name; ``sorted(DUALS)`` lists them.
-DUALS = {
+DUALS: dict[str, Smooth | PiecewiseLinear] = {
     "relu": PiecewiseLinear(0.0, 1.0),
     "leaky_relu": leaky_relu(0.01),
     "abs": PiecewiseLinear(-1.0, 1.0),
@@ -215,7 +248,7 @@ DUALS = {
     "softplus": Quadrature(lambda z: functional.softplus(z, threshold=40)),
 }
 
-_NAMES = {
+_NAMES: dict[str, list[Callable]] = {
     "relu": [torch.relu, functional.relu],
     "leaky_relu": [functional.leaky_relu],
     "abs": [torch.abs, torch.absolute, abs],

@@ -8,11 +8,14 @@ the first layer, then of each hidden layer the dual, and a function that returns
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+Dual = tuple[Tensor, Callable[[], Tensor]]  # the dual, and a function that returns that of the derivative
 
 
 class Smooth:
@@ -25,7 +28,9 @@ class Smooth:
     set.
     """
 
-    def recursion(self, network, x1, x2):
+    __call__: Callable[..., Dual]
+
+    def recursion(self, network: Any, x1: Tensor, x2: Tensor) -> Callable[[slice, slice], Iterator]:
         """The layers of any tile, as the head of this module describes them."""
         dtype, same = x1.dtype, x2 is x1
         x1 = x1.double()
@@ -47,11 +52,11 @@ class Smooth:
 
         return layers
 
-    def layer(self, q1, q2, dtype):
+    def layer(self, q1: Tensor, q2: Tensor, dtype: torch.dtype) -> Callable[..., Dual]:
         """The dual and its slope as a function of the rows and columns of a tile, its covariances and its angles."""
         return lambda rows, columns, c, angle: self(q1[rows].unsqueeze(1), q2[columns].unsqueeze(0), c, angle)
 
-    def mean_square(self, q):
+    def mean_square(self, q: Tensor) -> Tensor:
         """E[phi(u)^2] for u of the variance q."""
         return self(q, q, q)[0]
 
@@ -69,14 +74,14 @@ class Smooth:
 class Identity(Smooth):
     """phi(z) = z: the deep linear network."""
 
-    def __call__(self, q1, q2, c, angle=None):
+    def __call__(self, q1: Tensor, q2: Tensor, c: Tensor, angle: "_Angle | None" = None) -> Dual:
         return c, lambda: torch.ones_like(c)
 
 
 class Erf(Smooth):
     """phi(z) = erf(z) (Williams 1997)."""
 
-    def __call__(self, q1, q2, c, angle=None):
+    def __call__(self, q1: Tensor, q2: Tensor, c: Tensor, angle: "_Angle | None" = None) -> Dual:
         root = (1 + 2 * q1 + 2 * q2 + 4 * _determinant(q1, q2, c, angle)).sqrt()
         return 2 / math.pi * torch.atan2(2 * c, root), lambda: 4 / math.pi / root
 
@@ -88,7 +93,7 @@ class GELU(Smooth):
     D = q1 q2 - c^2 and s = 1 + q1 + q2, written as sums of positive terms where c is positive.
     """
 
-    def __call__(self, q1, q2, c, angle=None):
+    def __call__(self, q1: Tensor, q2: Tensor, c: Tensor, angle: "_Angle | None" = None) -> Dual:
         d, s = _determinant(q1, q2, c, angle), 1 + q1 + q2
         a, b = 1 + q1, 1 + q2
         root = (s + d).sqrt()
@@ -109,7 +114,7 @@ class _Wave(Smooth):
     frequency: float
     even: bool
 
-    def __call__(self, q1, q2, c, angle=None):
+    def __call__(self, q1: Tensor, q2: Tensor, c: Tensor, angle: "_Angle | None" = None) -> Dual:
         sines, cosines = _waves(self.frequency, q1, q2, c, angle)
         dual, of_derivative = (cosines, sines) if self.even else (sines, cosines)
         return dual, lambda: self.frequency**2 * of_derivative
@@ -158,7 +163,7 @@ class PiecewiseLinear:
     negative: float
     positive: float
 
-    def recursion(self, network, x1, x2):
+    def recursion(self, network: Any, x1: Tensor, x2: Tensor) -> Callable[[slice, slice], Iterator]:
         """The layers of any tile, as the head of this module describes them; in the dtype of the inputs."""
         p, m = (self.positive + self.negative) / 2, (self.positive - self.negative) / 2
         s, kink = p**2 + m**2, 2 / math.pi * m**2
@@ -320,7 +325,7 @@ def _squares(x):
     return torch.cat([part.square().sum(1) for part in x.split(max(1, 2**16 // x.shape[1]))])
 
 
-def require_in_range(network, layer, variances, dtype, nonzero):
+def require_in_range(network: Any, layer: int, variances: Tensor, dtype: torch.dtype, nonzero: bool) -> None:
     """Raise ValueError unless the variances of a layer, of nonzero inputs or not, are in the range of the dtype."""
     largest, limits = variances.detach().max().item(), torch.finfo(dtype)
     vanish = nonzero and largest < limits.tiny
@@ -331,17 +336,17 @@ def require_in_range(network, layer, variances, dtype, nonzero):
         )
 
 
-def leaky_relu(slope):
+def leaky_relu(slope: float) -> PiecewiseLinear:
     """phi(z) = slope * z below zero, z above."""
     return PiecewiseLinear(slope, 1.0)
 
 
-def sin(frequency):
+def sin(frequency: float) -> Smooth:
     """phi(z) = sin(frequency * z)."""
     return _Wave(frequency, even=False)
 
 
-def cos(frequency):
+def cos(frequency: float) -> Smooth:
     """phi(z) = cos(frequency * z)."""
     return _Wave(frequency, even=True)
 

@@ -6,7 +6,10 @@ axes are taken as C outputs, in the order of ``out.flatten(1)``. An ensemble is 
 when called with slice s of them; it maps ``(n, ...)`` to ``(S, n, ...)``. Calls in several threads take turns.
 """
 
+from typing import Literal, overload
+
 import torch
+from torch import Tensor, nn
 
 from ntk_helpers._utils.checks import require_integer
 from ntk_helpers._utils.functional import ensemble_size, leaves_the_model, over_members, states
@@ -23,12 +26,15 @@ from ntk_helpers.kernels._methods import (
 from ntk_helpers.kernels._probe import check_model
 from ntk_helpers.kernels._probe import probe as probed
 
+Output = Literal["full", "trace", "diagonal"]
+Method = Literal["auto", "layerwise", "jacobian", "vector_product"]
+
 LOOKED_AT = 1000  # of the samples, for two that differ
 
 
 @leaves_the_model
 @full_precision()
-def jacobian(model, x, *, chunk_size=None):
+def jacobian(model: nn.Module, x: Tensor, *, chunk_size: int | None = None) -> Tensor:
     """Jacobian of the outputs with respect to all trainable parameters, flattened in the order of `parameters()`.
 
     Parameters
@@ -51,6 +57,13 @@ def jacobian(model, x, *, chunk_size=None):
         hooks on their gradients; one whose output has the wrong shape; one whose kernel would be meaningless, since it
         draws random numbers, changes from call to call, or lets samples of a batch see each other, as Dropout and
         BatchNorm in training mode do; and for a result that is not finite.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> jacobian(torch.nn.Linear(2, 1), x).squeeze(1)  # by the weights, then by the bias
+    tensor([[1., 2., 1.],
+            [3., 4., 1.]])
     """
     check_model(model).inputs("x", x)
     chunk_size = _checked_chunk_size(chunk_size)
@@ -64,9 +77,40 @@ def jacobian(model, x, *, chunk_size=None):
     return over_members(model, flat)
 
 
+@overload
+def empirical_ntk(
+    model: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = ...,
+    method: Method = ...,
+    chunk_size: int | None = ...,
+    per_layer: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def empirical_ntk(
+    model: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = ...,
+    method: Method = ...,
+    chunk_size: int | None = ...,
+    per_layer: Literal[True],
+) -> dict[str, Tensor]: ...
 @leaves_the_model
 @full_precision()
-def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_size=None, per_layer=False):
+def empirical_ntk(
+    model: nn.Module,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    output: Output = "full",
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    per_layer: bool = False,
+) -> Tensor | dict[str, Tensor]:
     r"""Neural tangent kernel of a finite network at its present parameters.
 
     :math:`\Theta_{ab}(x, x') = \langle \nabla_\theta f_a(x), \nabla_\theta f_b(x') \rangle`, the sum over all trainable
@@ -109,6 +153,16 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
         "vector_product" where the model hooks into gradients or PyTorch mistakes a second derivative.
     RuntimeError
         From PyTorch, for method "vector_product", where it lacks a second derivative.
+
+    Examples
+    --------
+    >>> model, x = torch.nn.Linear(2, 1), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> empirical_ntk(model, x, output="trace")  # x @ x.mT + 1
+    tensor([[ 6., 12.],
+            [12., 26.]])
+    >>> empirical_ntk(model, x, output="trace", per_layer=True)["bias"]
+    tensor([[1., 1.],
+            [1., 1.]])
     """
     _require_one_of("output", output, ["diagonal", "full", "trace"])
     _require_one_of("method", method, ["auto", "jacobian", "layerwise", "vector_product"])
@@ -147,7 +201,7 @@ def empirical_ntk(model, x1, x2=None, *, output="full", method="auto", chunk_siz
 
 @leaves_the_model
 @full_precision()
-def ntk_vector_product(model, x, v):
+def ntk_vector_product(model: nn.Module, x: Tensor, v: Tensor) -> Tensor:
     r"""The neural tangent kernel on `x`, times a vector, without the kernel.
 
     :math:`\Theta v = J (J^\top v)`, and :math:`J^\top v` is no larger than the parameters: a forward pass, a backward
@@ -169,6 +223,13 @@ def ntk_vector_product(model, x, v):
     ------
     TypeError, ValueError, RuntimeError
         As `empirical_ntk` with method "vector_product".
+
+    Examples
+    --------
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> ntk_vector_product(torch.nn.Linear(2, 1), x, torch.ones(2, 1))  # the kernel is [[6, 12], [12, 26]]
+    tensor([[18.],
+            [38.]])
     """
     arguments = check_model(model)
     arguments.inputs("x", x)

@@ -22,7 +22,7 @@ from ntk_helpers.kernels._probe import check_model, check_modes
 
 
 @leaves_the_model
-def linearize(model):
+def linearize(model: nn.Module) -> nn.Module:
     r"""First-order Taylor expansion of a model in its parameters, around their present values.
 
     :math:`f^\mathrm{lin}_\theta(x) = f_{\theta_0}(x) + \nabla_\theta f_{\theta_0}(x) \cdot (\theta - \theta_0)`
@@ -47,6 +47,14 @@ def linearize(model):
     The derivative is that of PyTorch's forward mode, which unlike training follows parameters under `no_grad`, and the
     padding index of an embedding. Where the forward mode fails, as with weight norm or `torch.autograd.grad` inside the
     model, two reverse passes take its place.
+
+    Examples
+    --------
+    >>> net, x = MLP(2, 64, 1, seed=0), torch.eye(2, dtype=torch.float64)
+    >>> linear = linearize(net)
+    >>> record = train(linear, x, torch.ones(2, 1, dtype=torch.float64), steps=100, learning_rate=1.0)
+    >>> torch.allclose(empirical_ntk(linear, x), empirical_ntk(net, x))  # trained, and of the same kernel
+    True
     """
     check_model(model)
     check_modes(model)
@@ -74,7 +82,8 @@ class _Linearized(nn.Module):
         origin = dict(zip(self.names, self.origin.buffers(), strict=True))
         moved = dict(self.model.named_parameters())
         tangent = {name: moved[name] - value for name, value in origin.items()}
-        buffers, around = dict(self.model.named_buffers()), []
+        buffers = dict(self.model.named_buffers())
+        around: list = []
 
         def outputs(params):
             """The tensors in the output; what is around them is put by."""
@@ -87,8 +96,8 @@ class _Linearized(nn.Module):
             plain, spec, kinds = around
         results = [_sum(*pair) for pair in zip(values, changes, strict=True)]
         _require_finite(results, values, tangent)
-        plain, results = iter(plain), iter(results)
-        return tree_unflatten([next(plain if kind else results) for kind in kinds], spec)
+        others, tensors = iter(plain), iter(results)
+        return tree_unflatten([next(others if kind else tensors) for kind in kinds], spec)
 
     def _expansion(self, outputs, origin, tangent):
         """The tensors in the output at the origin, and their derivatives along the tangent."""

@@ -1,13 +1,15 @@
 """The dual of any smooth activation, by quadrature."""
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from scipy.special import roots_hermitenorm
 from torch import Tensor
 
-from ntk_helpers.kernels.duals import Smooth, _sqrt
+from ntk_helpers.kernels.duals import Dual, Smooth, _sqrt
 
 # Nodes of a rule, of the one that it is compared with, and the largest degree; the first that does is taken.
 RULES = ((120, 110, 100), (350, 330, 300), (700, 640, 600))
@@ -30,15 +32,15 @@ class Quadrature(Smooth):
         Largest of either error allowed, relative to :math:`E[\phi^2]`.
     """
 
-    def __init__(self, function, tolerance=1e-6):
+    def __init__(self, function: Callable[[Tensor], Tensor], tolerance: float = 1e-6) -> None:
         self.function, self.tolerance = function, tolerance
 
-    def __call__(self, q1, q2, c, angle=None):
+    def __call__(self, q1: Tensor, q2: Tensor, c: Tensor, angle: Any = None) -> Dual:
         everything = slice(None)
         dual, slope = self.layer(q1.flatten(), q2.flatten(), c.dtype)(everything, everything, c.double(), angle)
         return dual.to(c), lambda: slope().to(c)
 
-    def layer(self, q1, q2, dtype):
+    def layer(self, q1: Tensor, q2: Tensor, dtype: torch.dtype) -> Callable[..., Dual]:
         left = _Coefficients(self, q1, dtype)
         right = left if q2 is q1 else _Coefficients(self, q2, dtype)
 
@@ -49,13 +51,13 @@ class Quadrature(Smooth):
 
         return tile
 
-    def mean_square(self, q):
+    def mean_square(self, q: Tensor) -> Tensor:
         """By the nodes themselves, without the coefficients."""
         nodes, _, weights = (t.to(q.device) for t in _hermite(RULES[-1][0]))
         values = self.values(_sqrt(q).double().unsqueeze(-1) * nodes)
         return (values.square() @ weights).to(q)
 
-    def values(self, z):
+    def values(self, z: Tensor) -> Tensor:
         """The function at z; raise unless it is elementwise."""
         found = self.function(z)
         if not isinstance(found, Tensor) or found.shape != z.shape:

@@ -19,7 +19,7 @@ _OWN = str(Path(__file__).parents[1]) + os.sep
 _STDLIB = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 
-_loaded = {}  # by name of a module: the spec that it was loaded by, and the digest of its file when first seen
+_loaded: dict = {}  # by name of a module: the spec that it was loaded by, and the digest of its file when first seen
 
 
 def sources():

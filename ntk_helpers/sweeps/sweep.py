@@ -5,11 +5,13 @@ import json
 import pickle
 import traceback
 import warnings
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import md5
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
 import cloudpickle
@@ -22,12 +24,16 @@ from ntk_helpers._utils.interruption import uninterrupted
 from ntk_helpers._utils.progress import progress_bar
 from ntk_helpers.sweeps._fingerprint import digest, fingerprint, sources
 
+T = TypeVar("T")
+
 _MISSING = object()
-_seen_by_workers = {}  # digests by path of the source files that processes had loaded, as far as they said
+_seen_by_workers: dict[
+    str, str | None
+] = {}  # digests by path of the source files that processes had loaded, as far as they said
 
 
 @dataclass
-class Sweep:
+class Sweep(Generic[T]):
     """What a sweep found, in the order of its grid.
 
     Attributes
@@ -38,10 +44,10 @@ class Sweep:
         The parameters of each cell that failed, and its traceback.
     """
 
-    results: list[tuple[dict, object]]
-    failures: list[tuple[dict, str]]
+    results: list[tuple[dict[str, Any], T]]
+    failures: list[tuple[dict[str, Any], str]]
 
-    def values(self, **chosen):
+    def values(self, **chosen: Any) -> list[T]:
         """The results of the cells with these parameters, in order, as a list: ``sweep.values(width=64)``.
 
         Raises ValueError for a parameter or value that is not in the grid.
@@ -59,7 +65,13 @@ class Sweep:
         ]
 
 
-def sweep(function, grid, *, cache=None, n_jobs=-1):
+def sweep(
+    function: Callable[..., T],
+    grid: dict[str, Any],
+    *,
+    cache: str | Path | None = None,
+    n_jobs: int | None = -1,
+) -> Sweep[T]:
     """Call a function for every combination of parameters, in parallel processes.
 
     The work goes to joblib: to processes of this machine, or wherever the user's ``joblib.parallel_config(...)`` says,
@@ -99,14 +111,23 @@ def sweep(function, grid, *, cache=None, n_jobs=-1):
     RuntimeError
         Where every cell failed. Where some did, a warning lists them, and the others are kept. Results that can't be
         kept are returned all the same, with a warning.
+
+    Examples
+    --------
+    >>> def size(width, seed):
+    ...     return sum(p.numel() for p in MLP(2, width, 1, seed=seed).parameters())
+    >>> found = sweep(size, {"width": [64, 128], "seed": range(3)}, n_jobs=1)
+    >>> found.values(width=64)
+    [257, 257, 257]
     """
     cells = _cells(grid)
     joblib.effective_n_jobs(n_jobs)  # refuses what is no number of jobs
     values, errors = {}, {}
     results = None if cache is None else _Results(cache, function, cells)
-    for index in range(len(cells)) if results else ():
-        if (value := results.read(index)) is not _MISSING:
-            values[index] = value
+    if results:
+        for index in range(len(cells)):
+            if (value := results.read(index)) is not _MISSING:
+                values[index] = value
     missing = {index: cell for index, cell in enumerate(cells) if index not in values}
     _end_outdated_workers()
     with progress_bar(len(cells), "cell", done=len(values)) as bar, _replaced_silently():
@@ -202,7 +223,7 @@ def _outcomes(function, cells, n_jobs):
 
     What a dead process took runs again.
     """
-    suspects = {}
+    suspects: dict[int, dict] = {}
     while cells:
         try:
             for outcome in _parallel(function, cells, n_jobs):
