@@ -222,6 +222,34 @@ def test_random_modules(network, output, chunk_size):
     assert torch.equal(symmetric, swapped)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize(("make", "shape"), [(nn.Conv1d, (2, 7)), (nn.Conv2d, (2, 5, 4))])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_same_padding(make, shape, size, normal):
+    """For an even kernel it has one place more after the image than before."""
+    torch.manual_seed(0)
+    model = nn.Sequential(make(2, 3, size, padding="same"), nn.Tanh(), nn.Flatten(), nn.LazyLinear(2)).double()
+    x = normal(3, *shape)
+    model(x)
+    assert_all_methods_agree(model, x, x[:2], methods=["layerwise"])
+
+
+def test_padding_counted_from_the_end():
+    """An index below zero, as functions of PyTorch take it, is that of the same row."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.readout = nn.Parameter(torch.randn(5, 3)), nn.Linear(3, 2)
+
+        def forward(self, tokens):
+            return self.readout(torch.tanh(F.embedding(tokens, self.weight, padding_idx=-2)).sum(1))
+
+    torch.manual_seed(0)
+    model, tokens = Net().double(), torch.tensor([[0, 3, 3], [3, 4, 1], [2, 3, 4]])
+    assert_all_methods_agree(model, tokens, tokens, methods=["layerwise"])
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
@@ -545,6 +573,38 @@ def test_an_ensemble_that_vmap_differentiates_wrongly(normal, caplog, n):
     assert any(message.startswith("members one at a time") for message in caplog.messages)
     for method in ("jacobian", "vector_product"):
         torch.testing.assert_close(empirical_ntk(model, x, method=method), kernels, rtol=1e-12, atol=1e-12)
+
+
+class Tripled(torch.autograd.Function):
+    """Three times its input, with a rule of vmap that is wrong by 1 % for batches of four."""
+
+    @staticmethod
+    def forward(x):
+        return 3 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return Tripled.apply(gradient)
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return 3.03 * x if info.batch_size == 4 else Tripled.apply(x), in_dims[0]
+
+
+def test_an_ensemble_that_vmap_runs_nearly_right(normal, caplog):
+    class Net(MLP):
+        def forward(self, x):
+            return Tripled.apply(super().forward(x))
+
+    net, x = Net(3, 8, 1, seeds=range(4)), normal(3, 3)
+    with caplog.at_level(logging.INFO, "ntk_helpers"):
+        kernels = empirical_ntk(net, x)
+    torch.testing.assert_close(kernels, 9 * empirical_ntk(MLP(3, 8, 1, seeds=range(4)), x))
+    assert sum(message.startswith("members one at a time") for message in caplog.messages) == 1  # the plain one isn't
 
 
 def reads_a_gradient():
