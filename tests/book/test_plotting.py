@@ -50,7 +50,7 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_interval_of_two_samples_is_that_of_cauchy():
-    """Student's law of one degree of freedom, whose quantiles are tangents; half the difference is the standard error."""
+    """Student's law of one degree of freedom, of tangents as quantiles; half the difference is the standard error."""
     x = np.array([1.0, 10.0])
     law = fit_power_law(x, np.stack([x**-1.0, x**-1.2]), confidence=0.9)
     assert law.interval == pytest.approx((-1.1 - 0.1 * math.tan(0.45 * math.pi), -1.1 + 0.1 * math.tan(0.45 * math.pi)))

@@ -609,7 +609,7 @@ def test_divergence_without_a_bound(data, function, reason):
 
 
 def test_a_start_that_fits_is_no_measure_of_divergence(data):
-    """The first step of Adam is of the size of its rate: from a loss of rounding, it goes far beyond a factor of 1e6."""
+    """The first step of Adam is of the size of its rate: from a loss of rounding it goes far beyond a factor of 1e6."""
     x, net = data[0], MLP(3, 8, 1, 2, seed=0)
     y = net(x).detach()
     losses = train(net, x, y + 1e-9, optimizer=torch.optim.Adam(net.parameters(), 0.01), steps=50).loss
