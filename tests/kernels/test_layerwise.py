@@ -196,7 +196,7 @@ def networks(draw):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # it may copy, says torch, once
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=False)  # in CI too: see conftest.py
 @given(networks(), st.sampled_from(["full", "diagonal", "trace"]), st.sampled_from([None, 1, 2, 3]))
 def test_random_modules(network, output, chunk_size):
     """`pytest --hypothesis-show-statistics` tells what was drawn, and what fell back."""
