@@ -145,8 +145,9 @@ def layer(draw, x, earlier):
         choices["convolution"] = lambda: draw(convolution(x, nn.Conv2d))
         choices["batch norm"] = lambda: nn.BatchNorm2d(channels)
         choices["transposed convolution"] = lambda: nn.ConvTranspose2d(channels, 2, 2)
-    if x.ndim > 2:
+    if x.numel() > channels:  # else it does not run on one sample
         choices["group norm"] = lambda: nn.GroupNorm(draw(st.sampled_from(divisors(channels))), channels)
+    if x.ndim > 2:
         choices["prelu"] = lambda: nn.PReLU(channels)
     # Nesting and sharing
     choices["nested"] = lambda: Residual(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, size, bias=False))
