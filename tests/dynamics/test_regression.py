@@ -544,7 +544,18 @@ def test_refused_problems(function, changes, message):
             lambda: gradient_flow(EYE, Y, f0_train=Y[:, 0]),
             r"f0_train: expected shape \(3, 1\) or \(S, 3, 1\)",
         ),
-        (lambda: gradient_flow(-EYE, Y), "expected a positive semi-definite matrix, got an eigenvalue of -1"),
+        (
+            lambda: gradient_flow(EYE, Y[:, 0], f0_train=Y[:1, 0]),
+            r"f0_train: expected shape \(3\) or \(S, 3\), got \(1",
+        ),
+        (
+            lambda: gradient_flow(-EYE, Y),
+            "k_train_train: expected a positive semi-definite matrix, got an eigenvalue of",
+        ),
+        (
+            lambda: ensemble_law(Y[:2], -EYE, EYE),
+            "nngp: expected a positive semi-definite matrix, got an eigenvalue of -1",
+        ),
         (lambda: gradient_flow(EYE, Y)(-1.0), "t: expected a number or 1-d tensor, zero or above, got -1.0"),
         (lambda: gradient_flow(EYE, Y)(math.nan), "t: expected a number or 1-d tensor, zero or above, got nan"),
         (lambda: gradient_flow(EYE, Y)(EYE), "t: expected a number or 1-d tensor"),

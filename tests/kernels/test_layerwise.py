@@ -223,6 +223,21 @@ def test_random_modules(network, output, chunk_size):
     assert torch.equal(symmetric, swapped)
 
 
+@pytest.mark.parametrize(("make", "shape"), [(nn.Conv1d, (4, 9)), (nn.Conv2d, (4, 7, 8))])
+@pytest.mark.parametrize(
+    "options", [{"stride": 2}, {"dilation": 3}, {"padding": 1}, {"groups": 2}, {"stride": 3, "padding": 2}]
+)
+def test_convolutions(make, shape, options, normal):
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(make(4, 2, 2, **options), nn.Tanh(), nn.Flatten(), nn.LazyLinear(2)).double(),
+        normal(3, *shape),
+    )
+    model(x)
+    for output in ("full", "trace"):
+        assert_all_methods_agree(model, x, x[:2], output, methods=["layerwise"])
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize(("make", "shape"), [(nn.Conv1d, (2, 7)), (nn.Conv2d, (2, 5, 4))])
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -656,6 +671,50 @@ def test_few_points_against_many_parameters_by_vector_products(caplog, normal):
         few = empirical_ntk(model, x, x[:1])
     assert "wide by vector products: Functional uses it in a way that has no Gram product here" in caplog.messages
     assert_equal_kernels(few, empirical_ntk(model, x, x[:1], method="jacobian"))
+
+
+class DerivedOnce(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0].detach() * _Last.apply(gradient)
+
+
+class _Last(torch.autograd.Function):
+    """The identity, without a derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("no derivative")
+
+
+def test_few_points_where_there_are_no_vector_products(normal, monkeypatch):
+    class Net(Functional):
+        def forward(self, x):
+            return DerivedOnce.apply(super().forward(x))
+
+    monkeypatch.setattr(_methods, "LARGE_JACOBIAN", 1)
+    model, x = Net().double(), normal(5, 3)
+    assert_equal_kernels(empirical_ntk(model, x, x[:2]), sum(by_autograd(model, x, x[:2], "full").values()))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 2])
