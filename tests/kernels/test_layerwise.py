@@ -14,6 +14,7 @@ from ntk_helpers import MLP, empirical_ntk, linearize, ntk_vector_product
 from ntk_helpers.kernels import _gram, _methods
 
 METHODS = ["auto", "jacobian", "vector_product"]
+EPS = 0.1  # of norms: with less, they would magnify the rounding of what is nearly constant
 
 
 def by_autograd(model, x1, x2, output):
@@ -129,10 +130,10 @@ def layer(draw, x, earlier):
     choices = {
         "activation": lambda: draw(st.sampled_from(activations)),
         "linear": lambda: nn.Linear(size, draw(st.sampled_from([size, size, 1, 2, 5])), bias=draw(st.booleans())),
-        "layer norm": lambda: nn.LayerNorm(x.shape[draw(st.integers(1, x.ndim - 1)) :], bias=draw(st.booleans())),
+        "layer norm": lambda: nn.LayerNorm(x.shape[draw(st.integers(1, x.ndim - 1)) :], EPS, bias=draw(st.booleans())),
         "in place": lambda: nn.Sequential(nn.Linear(size, size), nn.ReLU(inplace=True)),
         "multiple": lambda: Multiplies(size, draw(st.integers(1, 5))),
-        "rms norm": lambda: nn.RMSNorm(size),
+        "rms norm": lambda: nn.RMSNorm(size, EPS),
     }
     if x.ndim == 2:
         choices["batch norm"] = lambda: nn.BatchNorm1d(size)
@@ -146,7 +147,7 @@ def layer(draw, x, earlier):
         choices["batch norm"] = lambda: nn.BatchNorm2d(channels)
         choices["transposed convolution"] = lambda: nn.ConvTranspose2d(channels, 2, 2)
     if x.numel() > channels:  # else it does not run on one sample
-        choices["group norm"] = lambda: nn.GroupNorm(draw(st.sampled_from(divisors(channels))), channels)
+        choices["group norm"] = lambda: nn.GroupNorm(draw(st.sampled_from(divisors(channels))), channels, EPS)
     if x.ndim > 2:
         choices["prelu"] = lambda: nn.PReLU(channels)
     # Nesting and sharing
@@ -671,6 +672,16 @@ def test_few_points_against_many_parameters_by_vector_products(caplog, normal):
         few = empirical_ntk(model, x, x[:1])
     assert "wide by vector products: Functional uses it in a way that has no Gram product here" in caplog.messages
     assert_equal_kernels(few, empirical_ntk(model, x, x[:1], method="jacobian"))
+
+
+@pytest.mark.parametrize("signs", [(1, -1), (-1, 1), (-1, -1)])
+def test_vector_products_of_gradients_that_are_zero(signs):
+    """A network of positive weights sees no negative inputs: its units are off there."""
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False)).double()
+    for p in model.parameters():
+        nn.init.uniform_(p, 1, 2)
+    x1, x2 = (sign * torch.ones(n, 3, dtype=torch.float64) for n, sign in zip((2, 3), signs, strict=True))
+    assert (empirical_ntk(model, x1, x2, method="vector_product") == 0).all()
 
 
 class DerivedOnce(torch.autograd.Function):
