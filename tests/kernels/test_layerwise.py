@@ -239,6 +239,21 @@ def test_convolutions(make, shape, options, normal):
         assert_all_methods_agree(model, x, x[:2], output, methods=["layerwise"])
 
 
+def test_a_convolution_without_options(normal):
+    """The function has its own defaults; modules give every option."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(normal(3, 2, 2))
+
+        def forward(self, x):
+            return torch.tanh(F.conv1d(x, self.weight)).mean(-1)
+
+    x = normal(3, 2, 5)
+    assert_all_methods_agree(Net(), x, x[:2], methods=["layerwise"])
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize(("make", "shape"), [(nn.Conv1d, (2, 7)), (nn.Conv2d, (2, 5, 4))])
 @pytest.mark.parametrize("size", [2, 3, 4])
