@@ -645,3 +645,12 @@ def test_pivots_are_judged_beside_the_ridge():
         kernel_ridge(ones, y, 1e-15)
     with pytest.raises(torch.linalg.LinAlgError, match=r"ridge=1e\+20"):
         kernel_ridge(-1e20 * torch.eye(3, dtype=torch.float64), y, 1e20)
+
+
+def test_several_starts_for_targets_without_an_output_axis():
+    k, y = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)), Y_LONG
+    starts, starts_test = torch.stack([y, -y]), torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    predicted = gradient_flow(k, y, f0_train=starts).predict(3.0, k[:2], starts_test)
+    torch.testing.assert_close(predicted[0], starts_test[0])  # where it fits from the start, it stays
+    moved = 2 * y[:2] * (1 - torch.exp(-k.diagonal()[:2]))  # t / n = 1
+    torch.testing.assert_close(predicted[1], starts_test[1] + moved)
