@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BOOK ?= .
 PORT ?= 8000
+MUTANTS ?= 150
 BIN := .venv/bin
 READY := .venv/.ready
 # One process for each core, and one thread for each process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: help book chapters site pdf serve lab inspect notebooks test test-site colab lint format clean
+.PHONY: help book chapters site pdf serve lab inspect notebooks test test-site mutants colab lint format clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # the chapters run before the site is rendered from their outputs
 
@@ -56,6 +57,9 @@ test: $(READY) ## run the unit tests and every chapter
 test-site: $(READY) ## test the built site in Chromium, and the printed book
 	$(PYTEST) tests/site
 
+mutants: $(READY) ## change the code at random, and count what the tests notice (MUTANTS=150, or all)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate.py $(MUTANTS)
+
 colab: notebooks ## run every notebook as in Colab: newest releases, the package from git
 	$(BIN)/python tools/try_in_colab.py
 
@@ -71,5 +75,5 @@ format: $(READY) ## format the package, tests, tools and chapters in place
 	$(BIN)/python tools/lint_chapters.py --fix
 
 clean: ## remove what was built: the site, the notebooks, the environment
-	rm -rf _build notebooks .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf _build notebooks mutants .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

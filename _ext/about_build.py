@@ -1,5 +1,7 @@
-"""The directive ``{about-build}``: what this build was made of, in short (versions) or in full (all)."""
+"""The directive ``{about-build}``: what this build was made of, in short (versions) or in full (all), and how well
+tested the package is (mutants)."""
 
+import json
 import platform
 import re
 from importlib.metadata import requires, version
@@ -10,6 +12,7 @@ from docutils.parsers.rst.directives import choice
 from repository import commit
 from sphinx.util.docutils import SphinxDirective
 
+ROOT = Path(__file__).parents[1]
 PIN = re.compile(r"^([\w.-]+)==", re.M)
 NAME = re.compile(r"^[\w.-]+")
 
@@ -18,11 +21,12 @@ class AboutBuild(SphinxDirective):
     required_arguments = 1
 
     def run(self):
-        rows = TABLES[choice(self.arguments[0], list(TABLES))](self.env.srcdir)
-        return [table([["what", "version"], *rows], (1, 1))]
+        rows = list(TABLES[choice(self.arguments[0], list(TABLES))](self.env.srcdir))
+        return [table(rows, [1] * len(rows[0]))]
 
 
 def _versions(folder):
+    yield ["what", "version"]
     if at := commit(folder):
         yield ["this book (commit)", at]
     yield ["Python", platform.python_version()]
@@ -31,11 +35,21 @@ def _versions(folder):
 
 
 def _all(folder):
-    pins = (Path(__file__).parents[1] / "requirements.txt").read_text(encoding="utf-8")
+    yield ["what", "version"]
+    pins = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     yield from ([name, version(name)] for name in PIN.findall(pins))
 
 
-TABLES = {"versions": _versions, "all": _all}
+def _mutants(folder):
+    """What `make mutants` found last."""
+    modules = json.loads((ROOT / "tests/data/mutants.json").read_text(encoding="utf-8"))["modules"]
+    yield ["module", "changed places", "noticed by a test"]
+    yield from ([name, str(row["mutants"]), str(row["killed"])] for name, row in modules.items())
+    mutants, killed = (sum(row[key] for row in modules.values()) for key in ("mutants", "killed"))
+    yield ["all", str(mutants), f"{killed} ({killed / mutants:.0%})"]
+
+
+TABLES = {"versions": _versions, "all": _all, "mutants": _mutants}
 
 
 def table(rows, widths):

@@ -1,5 +1,6 @@
 import signal
 import sys
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,17 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "_ext")]
+
+
+@pytest.hookimpl(tryfirst=True)  # before that of hypothesis, which takes it from there
+def pytest_configure(config):
+    """What hypothesis draws changes with the week, unless ``--hypothesis-seed`` is given."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = f"{date.today():%G%V}"  # year and week
+
+
+def pytest_report_header(config):
+    return f"drawn with --hypothesis-seed={config.option.hypothesis_seed}"
 
 
 @pytest.fixture

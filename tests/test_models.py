@@ -112,6 +112,19 @@ def test_draws_do_not_depend_on_dtype_and_leave_the_global_generator_alone():
         assert torch.equal(p.float(), q)
 
 
+def test_draws_are_in_double_precision_whatever_the_default():
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            found.append(MLP(3, 8, 1, seed=0).weights[0])
+        finally:
+            torch.set_default_dtype(before)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], found[0].float().double())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

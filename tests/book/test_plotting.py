@@ -1,3 +1,4 @@
+import math
 from base64 import b64decode
 from io import BytesIO
 from itertools import combinations
@@ -46,6 +47,13 @@ def test_interval_covers_the_truth_as_often_as_it_says():
         law = fit_power_law(x, x**-1.0 * np.exp(rng.normal(scale=0.3, size=(6, 3))), confidence=0.8)
         covered += law.low <= -1 <= law.high
     assert 0.75 < covered / 500 < 0.85  # 0.8, with a standard error of 0.018
+
+
+def test_interval_of_two_samples_is_that_of_cauchy():
+    """Student's law of one degree of freedom, of tangents as quantiles; half the difference is the standard error."""
+    x = np.array([1.0, 10.0])
+    law = fit_power_law(x, np.stack([x**-1.0, x**-1.2]), confidence=0.9)
+    assert law.interval == pytest.approx((-1.1 - 0.1 * math.tan(0.45 * math.pi), -1.1 + 0.1 * math.tan(0.45 * math.pi)))
 
 
 @pytest.mark.parametrize("samples", [np.ones((1, 3)), np.ones((2, 2)), np.ones(3), -np.ones((2, 3)), np.zeros((2, 3))])

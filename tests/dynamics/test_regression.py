@@ -544,7 +544,18 @@ def test_refused_problems(function, changes, message):
             lambda: gradient_flow(EYE, Y, f0_train=Y[:, 0]),
             r"f0_train: expected shape \(3, 1\) or \(S, 3, 1\)",
         ),
-        (lambda: gradient_flow(-EYE, Y), "expected a positive semi-definite matrix, got an eigenvalue of -1"),
+        (
+            lambda: gradient_flow(EYE, Y[:, 0], f0_train=Y[:1, 0]),
+            r"f0_train: expected shape \(3\) or \(S, 3\), got \(1",
+        ),
+        (
+            lambda: gradient_flow(-EYE, Y),
+            "k_train_train: expected a positive semi-definite matrix, got an eigenvalue of",
+        ),
+        (
+            lambda: ensemble_law(Y[:2], -EYE, EYE),
+            "nngp: expected a positive semi-definite matrix, got an eigenvalue of -1",
+        ),
         (lambda: gradient_flow(EYE, Y)(-1.0), "t: expected a number or 1-d tensor, zero or above, got -1.0"),
         (lambda: gradient_flow(EYE, Y)(math.nan), "t: expected a number or 1-d tensor, zero or above, got nan"),
         (lambda: gradient_flow(EYE, Y)(EYE), "t: expected a number or 1-d tensor"),
@@ -637,3 +648,12 @@ def test_pivots_are_judged_beside_the_ridge():
         kernel_ridge(ones, y, 1e-15)
     with pytest.raises(torch.linalg.LinAlgError, match=r"ridge=1e\+20"):
         kernel_ridge(-1e20 * torch.eye(3, dtype=torch.float64), y, 1e20)
+
+
+def test_several_starts_for_targets_without_an_output_axis():
+    k, y = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)), Y_LONG
+    starts, starts_test = torch.stack([y, -y]), torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    predicted = gradient_flow(k, y, f0_train=starts).predict(3.0, k[:2], starts_test)
+    torch.testing.assert_close(predicted[0], starts_test[0])  # where it fits from the start, it stays
+    moved = 2 * y[:2] * (1 - torch.exp(-k.diagonal()[:2]))  # t / n = 1
+    torch.testing.assert_close(predicted[1], starts_test[1] + moved)

@@ -332,6 +332,32 @@ def _with_a_twin_of_another_activation():
     return net
 
 
+def _with_a_twin_of_another_scale():
+    net = MLP(3, 8, 1, 2, seed=0, antisymmetric=True)
+    net.twin.output_scale = 2.0
+    return net
+
+
+def _with_a_twin_that_has_one():
+    net = MLP(3, 8, 1, 2, seed=0, antisymmetric=True)
+    net.twin.twin = lambda x: x[:, :2]
+    return net
+
+
+class DoublesWhenMultiplied(nn.Parameter):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            out = function(*args, **(kwargs or {}))
+        return 2 * out if function is torch.Tensor.__rmul__ else out
+
+
+def _with_a_parameter_of_another_type():
+    net = MLP(3, 8, 1, 2, seed=0)
+    net.weights[0] = DoublesWhenMultiplied(net.weights[0].detach())
+    return net
+
+
 def _with_another_parameter():
     net = MLP(3, 8, 1, 2, seed=0)
     net.register_parameter("unused", nn.Parameter(torch.ones(1, dtype=torch.float64)))
@@ -346,6 +372,9 @@ def _with_another_parameter():
         _with_another_twin,
         _with_a_twin_of_another_width,
         _with_a_twin_of_another_activation,
+        _with_a_twin_of_another_scale,
+        _with_a_twin_that_has_one,
+        _with_a_parameter_of_another_type,
         _with_another_parameter,
         lambda: Doubled(3, 8, 1, 2, seed=0),
         lambda: MLP(3, 8, 1, 2, seed=0, activation=nn.PReLU(dtype=torch.float64)),
@@ -466,7 +495,19 @@ def test_distance_moved_by_a_scalar_of_each_member(data):
     torch.testing.assert_close(moved[names.index("factors")], (net.factors - 1).abs().detach())
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(8, dtype=torch.float64), nn.Dropout()])
+class Counts(nn.Module):
+    """Puts another buffer in the place of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return x / self.calls
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(8, dtype=torch.float64), nn.Dropout(), Counts()])
 def test_looking_does_not_change_the_run(data, layer):
     """Losses evaluated between steps leave batch statistics and random numbers alone."""
     x, y = data
@@ -565,6 +606,17 @@ def test_divergence_without_a_bound(data, function, reason):
     assert caught.value.max_learning_rate is None
     assert len(caught.value.record.loss) == caught.value.step
     assert caught.value.__cause__ is None if reason is None else reason in str(caught.value.__cause__)
+
+
+def test_a_start_that_fits_is_no_measure_of_divergence(data):
+    """The first step of Adam is of the size of its rate: from a loss of rounding it goes far beyond a factor of 1e6."""
+    x, net = data[0], MLP(3, 8, 1, 2, seed=0)
+    y = net(x).detach()
+    losses = train(net, x, y + 1e-9, optimizer=torch.optim.Adam(net.parameters(), 0.01), steps=50).loss
+    assert len(losses) == 51
+    assert losses[0].item() == pytest.approx(1e-18 / 2, rel=1e-5)
+    assert losses[1] > 1e9 * losses[0]
+    torch.testing.assert_close(losses[-1], (net(x) - y - 1e-9).square().mean().detach() / 2)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])

@@ -256,6 +256,33 @@ def test_frequencies(normal, w):
             torch.testing.assert_close(kernel, other, rtol=1e-9, atol=1e-11)
 
 
+def pair(q1, q2, c):
+    return (torch.tensor([[value]], dtype=torch.float64) for value in (q1, q2, c))
+
+
+@pytest.mark.parametrize("w", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize(("q1", "q2", "c"), [(1.0, 1.0, 1.0), (4.0, 4.0, -3.8), (0.3, 0.3, 0.1)])
+def test_quadrature_ends_where_the_rest_is_rounding(w, q1, q2, c):
+    """E[sin(w u) sin(w v)] = exp(-w^2 (q1 + q2) / 2) sinh(w^2 c), and cosh for the derivatives, times w^2."""
+    dual, slope = Quadrature(lambda z: torch.sin(w * z))(*pair(q1, q2, c))
+    size = math.exp(-(w**2) * (q1 + q2) / 2)
+    assert dual.item() == pytest.approx(size * math.sinh(w**2 * c), rel=0, abs=1e-13)
+    assert slope().item() == pytest.approx(w**2 * size * math.cosh(w**2 * c), rel=0, abs=1e-13 * w**2)
+
+
+def test_tolerance_of_the_quadrature():
+    """The function sqrt(z^2 + s^2), of the mean square q + s^2, is the nearer to a kink the smaller s is."""
+
+    def mean_square(s, **options):
+        return Quadrature(lambda z: (z.square() + s**2).sqrt(), **options)(*pair(1.0, 1.0, 1.0))[0].item()
+
+    assert mean_square(0.2) == pytest.approx(1.04, rel=1e-6)
+    assert mean_square(0.1, tolerance=1e-4) == pytest.approx(1.01, rel=1e-4)
+    for options in ({"s": 0.1}, {"s": 0.2, "tolerance": 1e-8}):
+        with pytest.raises(ValueError, match="activation: expected a function smooth enough for quadrature"):
+            mean_square(**options)
+
+
 @pytest.mark.parametrize("frequency", [30.0, 53.0, 100.0, 1000.0])
 def test_quadrature_refuses_what_its_nodes_do_not_see(normal, frequency):
     for x in (normal(1, 3), normal(20, 3)):

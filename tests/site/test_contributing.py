@@ -8,7 +8,18 @@ import subprocess
 from chapters import ROOT, pages
 
 LINES = re.compile(r"## A chapter in ten lines\n\n```sh\n(.*?)^```$\n\n", re.M | re.S)
-LEFT_OUT = (".venv", ".git", ".hypothesis", "html", "colab", "notebooks", "screenshots", ".doctrees", "__pycache__")
+LEFT_OUT = (
+    ".venv",
+    ".git",
+    ".hypothesis",
+    "mutants",
+    "html",
+    "colab",
+    "notebooks",
+    "screenshots",
+    ".doctrees",
+    "__pycache__",
+)
 
 
 def test_a_chapter_in_ten_lines(site, tmp_path):

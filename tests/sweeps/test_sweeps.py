@@ -219,6 +219,9 @@ USES = {
     "attribute": "loss = {0}\nclass A: loss = 2\ndef cell(a): return A().loss * a",
     "helper": "def helper(a): return {0} * a\ndef cell(a): return (lambda b: helper(b))(a)",
     "closure": "def make(k):\n  def cell(a): return k * a\n  return cell\ncell = make({0})",
+    "default of a keyword": "def h(a, *, k={0}): return k * a\ndef cell(a): return h(a)",
+    "variable not yet set": "def make():\n  def cell(a): return {0} * a if a else k\n  return cell\n  k = 1\n"
+    "cell = make()",
     "default": "def h(a): return {0} * a\ndef cell(a, f=h): return f(a)",
     "partial": "from functools import partial\ndef h(k, a): return k * a\ncell = partial(h, {0})",
     "partial of a helper": "from functools import partial\ndef h(a): return {0} * a\n"
