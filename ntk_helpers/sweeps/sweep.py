@@ -27,9 +27,8 @@ from ntk_helpers.sweeps._fingerprint import digest, fingerprint, sources
 T = TypeVar("T")
 
 _MISSING = object()
-_seen_by_workers: dict[
-    str, str | None
-] = {}  # digests by path of the source files that processes had loaded, as far as they said
+# Digests by path of the source files that processes had loaded, as far as they said.
+_seen_by_workers: dict[str, str | None] = {}
 
 
 @dataclass
