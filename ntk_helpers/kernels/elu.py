@@ -11,25 +11,26 @@ from functools import lru_cache
 
 import torch
 from scipy.special import roots_legendre
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ntk_helpers.kernels.duals import Smooth
+from ntk_helpers.kernels.duals import Dual, Smooth, _Angle
 
 
 class ELU(Smooth):
     """phi(z) = exp(z) - 1 below zero, z above (Clevert et al. 2016)."""
 
-    def __call__(self, q1, q2, c, angle=None):
-        angle = _plain_angle(q1, q2, c) if angle is None else angle.theta.detach()
-        return _Mean.apply(q1, q2, c, angle, 0, 0), lambda: _Mean.apply(q1, q2, c, angle, 1, 1)
+    def __call__(self, q1: Tensor, q2: Tensor, c: Tensor, angle: _Angle | None = None) -> Dual:
+        theta = _plain_angle(q1, q2, c) if angle is None else angle.theta.detach()
+        return _Mean.apply(q1, q2, c, theta, 0, 0), lambda: _Mean.apply(q1, q2, c, theta, 1, 1)
 
 
 class _Mean(torch.autograd.Function):
     """E[f(u) g(v)] for derivatives f and g, of the orders m1 and m2, of the ELU; differentiable by Price's theorem."""
 
     @staticmethod
-    def forward(q1, q2, c, angle, m1, m2):
-        return _mean(q1, q2, angle, m1, m2)
+    def forward(q1, q2, c, theta, m1, m2):
+        return _mean(q1, q2, theta, m1, m2)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -39,15 +40,15 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        q1, q2, _, angle = ctx.saved_tensors
+        q1, q2, _, theta = ctx.saved_tensors
         m1, m2 = ctx.orders
         of_q1, of_q2, of_c = None, None, None
         if ctx.needs_input_grad[0]:
-            of_q1 = (gradient * _mean(q1, q2, angle, m1 + 2, m2) / 2).sum_to_size(q1.shape)
+            of_q1 = (gradient * _mean(q1, q2, theta, m1 + 2, m2) / 2).sum_to_size(q1.shape)
         if ctx.needs_input_grad[1]:
-            of_q2 = (gradient * _mean(q2, q1, angle, m2 + 2, m1) / 2).sum_to_size(q2.shape)
+            of_q2 = (gradient * _mean(q2, q1, theta, m2 + 2, m1) / 2).sum_to_size(q2.shape)
         if ctx.needs_input_grad[2]:
-            of_c = gradient * _mean(q1, q2, angle, m1 + 1, m2 + 1)
+            of_c = gradient * _mean(q1, q2, theta, m1 + 1, m2 + 1)
         return of_q1, of_q2, of_c, None, None, None
 
 

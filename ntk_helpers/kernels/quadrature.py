@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ class Quadrature(Smooth):
 
     With :math:`a_k(q) = E[\phi(\sqrt q z) h_k(z)]` for the normalized Hermite polynomials, the dual is :math:`\sum_k
     a_k(q_1) a_k(q_2) \rho^k` (Daniely et al. 2016), :math:`\rho` the correlation. The error of a truncation is known:
-    by Parseval, it is at most the tail :math:`E[\phi^2] - \sum_k a_k^2`, the larger one of the two variances. The sum
-    ends where the tail is rounding. That of the quadrature shows in :math:`\sum_k |a_k^2 - b_k^2|`, the b_k by a rule
-    of other nodes. Gradients are duals themselves, of the derivatives of the function, which autograd computes.
+    by Parseval, Cauchy and Schwarz, it is at most the root of the product of the tails :math:`E[\phi^2] - \sum_k a_k^2`
+    at the two variances. The sum ends where that is rounding for all of them. That of the quadrature shows in
+    :math:`\sum_k |a_k^2 - b_k^2|`, the b_k by a rule of other nodes. Gradients are duals themselves, of the derivatives
+    of the function, which autograd computes.
 
     Parameters
     ----------
@@ -41,12 +43,13 @@ class Quadrature(Smooth):
         return dual.to(c), lambda: slope().to(c)
 
     def layer(self, q1: Tensor, q2: Tensor, dtype: torch.dtype) -> Callable[..., Dual]:
-        left = _Coefficients(self, q1, dtype)
-        right = left if q2 is q1 else _Coefficients(self, q2, dtype)
+        one = q2 is q1
+        both, offset = _Coefficients(self, q1 if one else torch.cat([q1, q2]), dtype), 0 if one else len(q1)
 
         def tile(rows, columns, c, angle):
+            start, stop, _ = columns.indices(len(q2))
+            at = both, slice(*rows.indices(len(q1))), slice(start + offset, stop + offset)
             pair = q1[rows].double().unsqueeze(1), q2[columns].double().unsqueeze(0), c
-            at = left, right, rows, columns
             return _Dual.apply(*pair, *at, 0, 0), lambda: _Dual.apply(*pair, *at, 1, 1)
 
         return tile
@@ -72,17 +75,17 @@ class _Dual(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(q1, q2, c, left, right, rows, columns, m1, m2):
-        first, second = left.of(m1), right.of(m2)
-        _require_accurate(left, right, m1, m2, math.sqrt(first[2] * second[2]))
+    def forward(q1, q2, c, coefficients, rows, columns, m1, m2):
+        first, second, rest, error = coefficients.of(m1, m2)
+        _require_accurate(coefficients, m1, m2, error)
         scale = q1.sqrt() * q2.sqrt()
         rho = torch.where(scale > 0, c / torch.where(scale > 0, scale, 1.0), 0.0).clamp(-1, 1)
-        return _series(first[:2], second[:2], rows, columns, rho)
+        return _series(first[:, rows], second[:, columns], rest, rho)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:3])
-        ctx.at, ctx.orders = inputs[3:7], inputs[7:]
+        ctx.at, ctx.orders = inputs[3:6], inputs[6:]
 
     @staticmethod
     def backward(ctx, gradient):
@@ -94,7 +97,7 @@ class _Dual(torch.autograd.Function):
             of_q2 = (gradient * _Dual.apply(*ctx.saved_tensors, *ctx.at, m1, m2 + 2) / 2).sum(0, keepdim=True)
         if ctx.needs_input_grad[2]:
             of_c = gradient * _Dual.apply(*ctx.saved_tensors, *ctx.at, m1 + 1, m2 + 1)
-        return of_q1, of_q2, of_c, *[None] * 6
+        return of_q1, of_q2, of_c, *[None] * 5
 
 
 class _Coefficients:
@@ -106,33 +109,37 @@ class _Coefficients:
         self.rounding = max(torch.finfo(dtype).eps, 100 * torch.finfo(torch.float64).eps)
         self._found = {}
 
-    def of(self, order):
-        """Of this derivative, the coefficients (degree, variances), the relative tail after each, and the error."""
-        if order not in self._found:
-            self._found[order] = self._compute(order)
-        return self._found[order]
+    def of(self, m1, m2):
+        """Of two derivatives the coefficients (degree, variances), the relative rest after each term, and the error."""
+        orders = tuple(sorted((m1, m2)))
+        if orders not in self._found:
+            self._found[orders] = self._compute(orders)
+        coefficients, rest, error = self._found[orders]
+        return coefficients[m1], coefficients[m2], rest, error
 
-    def _compute(self, order):
-        """In float64, as the sums over the nodes lose digits; cut where the tail is rounding."""
+    def _compute(self, orders):
+        """In float64, as the sums over the nodes lose digits; cut where the rest of the product's terms is rounding."""
         for rule in RULES:
-            coefficients, tails, error = self._by_rule(order, *rule)
+            coefficients, rest, error = self._by_rule(orders, *rule)
             if error <= self.rounding:
                 break
-        for half in (coefficients[0::2], coefficients[1::2]):  # one of them is rounding in odd and even functions
-            if (half.abs() <= 1e-15 * coefficients.abs().max()).all():
-                half.zero_()
-        return coefficients, tails, error
+        for of_order in coefficients.values():
+            for half in (of_order[0::2], of_order[1::2]):  # one of them is rounding in odd and even functions
+                if (half.abs() <= 1e-15 * of_order.abs().max()).all():
+                    half.zero_()
+        return coefficients, rest, error
 
-    def _by_rule(self, order, nodes, other_nodes, degree):
-        coefficients, total = self._by_nodes(order, nodes, degree)
-        relative = torch.where(total > 0, total, 1.0)
-        tails = ((total - coefficients.square().cumsum(0)) / relative).amax(1)
-        last = int((tails > self.rounding).sum().clamp(max=degree))
-        coefficients = coefficients[: last + 1]
-        other, _ = self._by_nodes(order, other_nodes, last)
-        apart = ((coefficients.square() - other.square()).abs().sum(0) / relative).max()
-        error = torch.maximum(tails[-1], apart).clamp(min=0)
-        return coefficients, tails[: last + 1], error.item()
+    def _by_rule(self, orders, nodes, other_nodes, degree):
+        found = {order: self._by_nodes(order, nodes, degree) for order in orders}
+        relative = {order: torch.where(total > 0, total, 1.0) for order, (_, total) in found.items()}
+        tails = [((found[m][1] - found[m][0].square().cumsum(0)) / relative[m]).amax(1).clamp(min=0) for m in orders]
+        rest = (tails[0] * tails[1]).sqrt()  # by Cauchy and Schwarz
+        last = int((rest > self.rounding).sum().clamp(max=degree))
+        coefficients = {order: every[: last + 1] for order, (every, _) in found.items()}
+        others = {order: self._by_nodes(order, other_nodes, last)[0] for order in found}
+        products, by_others, size = (prod(of[m] for m in orders) for of in (coefficients, others, relative))
+        apart = ((products - by_others).abs().sum(0) / size.sqrt()).max()
+        return coefficients, rest[: last + 1], torch.maximum(rest[last], apart).item()
 
     def _by_nodes(self, order, number, degree):
         """Coefficients and the mean square, by the rule of this number of nodes."""
@@ -150,11 +157,11 @@ class _Coefficients:
         return basis[: degree + 1] @ value, weights @ value.square()
 
 
-def _require_accurate(left, right, m1, m2, error):
+def _require_accurate(coefficients, m1, m2, error):
     """Raise unless the relative error of E[f(u) g(v)], for derivatives of these orders, is allowed."""
-    tolerance = left.quadrature.tolerance
-    if not error <= max(tolerance, left.rounding):
-        largest = max(side.norm.max().item() ** 2 for side in (left, right))
+    tolerance = coefficients.quadrature.tolerance
+    if not error <= max(tolerance, coefficients.rounding):
+        largest = coefficients.norm.max().item() ** 2
         raise ValueError(
             f"activation: expected a function smooth enough for quadrature with {RULES[-1][-1]} Hermite polynomials, "
             f"got a relative error of {error:.1g} (allowed: {tolerance:g}) with its derivatives of the orders {m1} and "
@@ -177,15 +184,11 @@ def _hermite(nodes):
     return z, basis * basis[0], basis[0].square()
 
 
-def _series(first, second, rows, columns, rho):
+def _series(a1, a2, rest, rho):
     """The power series in rho whose k-th coefficient is a1[k] * a2[k], by Horner's rule."""
-    (a1, tails1), (a2, tails2) = first, second
-    a1, a2 = a1[:, rows], a2[:, columns]
-    terms = min(len(a1), len(a2))
-    # The terms beyond k are below rho^(k + 1) times the root of the tails: none matters from where that is rounding.
-    powers = rho.abs().max() ** torch.arange(1, terms + 1, dtype=rho.dtype, device=rho.device)
-    rest = (tails1[:terms].clamp(min=0) * tails2[:terms].clamp(min=0)).sqrt() * powers
-    terms = min(terms, int((rest > min(tails1[-1].item(), tails2[-1].item())).sum()) + 1)
+    # The terms beyond k are below rho^(k + 1) times the rest: none matters from where that is rounding.
+    powers = rho.abs().max() ** torch.arange(1, len(rest) + 1, dtype=rho.dtype, device=rho.device)
+    terms = min(len(rest), int((rest * powers > rest[-1]).sum()) + 1)
     present = [k % 2 for k in range(min(terms, 2)) if a1[k::2].any() and a2[k::2].any()]
     if not present:
         return torch.zeros_like(rho)

@@ -261,7 +261,9 @@ def pair(q1, q2, c):
 
 
 @pytest.mark.parametrize("w", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize(("q1", "q2", "c"), [(1.0, 1.0, 1.0), (4.0, 4.0, -3.8), (0.3, 0.3, 0.1)])
+@pytest.mark.parametrize(
+    ("q1", "q2", "c"), [(1.0, 1.0, 1.0), (4.0, 4.0, -3.8), (0.3, 0.3, 0.1), (1.0, 4.0, -1.9), (0.01, 9.0, 0.2)]
+)
 def test_quadrature_ends_where_the_rest_is_rounding(w, q1, q2, c):
     """E[sin(w u) sin(w v)] = exp(-w^2 (q1 + q2) / 2) sinh(w^2 c), and cosh for the derivatives, times w^2."""
     dual, slope = Quadrature(lambda z: torch.sin(w * z))(*pair(q1, q2, c))
