@@ -10,7 +10,7 @@ from docutils import nodes
 from sphinx.util.docutils import ReferenceRole, SphinxDirective
 
 FOLDER = Path(__file__).parents[1] / "_assets" / "live"
-PARTS = ["kernel", "dynamics", "networks", "draw", "playground", "engine"]  # each uses those before it
+PARTS = ["kernel", "dynamics", "networks", "draw", "scenes", "playground", "engine"]  # each uses those before it
 FIGURES = ["playground"]
 
 
@@ -32,7 +32,7 @@ class Scene(ReferenceRole):
     """A link that sets the playground's scene: words, and the settings in angle brackets, as in its address."""
 
     def run(self):
-        return [nodes.reference("", self.title, internal=True, refuri=f"#play:{self.target}")], []
+        return [nodes.reference("", self.title, internal=True, refuri="#play:" + "".join(self.target.split()))], []
 
 
 def script():

@@ -1,94 +1,67 @@
 // The playground: data points to drag, the law of infinitely wide networks, and some of finite width trained beside it.
 
-const TWO_PI = 2 * Math.PI
-const STAGES = {
-  line: { x: [-2, 2], xLabel: "input x", xTicks: [-2, -1, 0, 1, 2].map(v => [v, String(v).replace("-", "−")]), input: x => [x] },
-  circle: { x: [0, TWO_PI], xLabel: "angle on the circle", xTicks: [[0, "0"], [Math.PI / 2, "π/2"], [Math.PI, "π"], [3 * Math.PI / 2, "3π/2"], [TWO_PI, "2π"]],
-    input: angle => [Math.cos(angle), Math.sin(angle)] }
-}
-const MOST_POINTS = 40, GRID = 201, HIGH = 2 // of the stage
-const START = { stage: "line", points: "sine", depth: 1, activation: "relu", bStd: 0.5, width: 256, members: 5, rate: 0.5, time: 2, end: false, frozen: false, seed: 0 }
-const SNAPSHOTS = 120
-
-const evenly = (n, [low, high]) => Array.from({ length: n }, (_, i) => low + (high - low) * (i + 0.5) / n)
-
-// Data sets by name, as functions of the range of inputs.
-const DATA = {
-  sine: range => evenly(9, range).map(x => [x, Math.sin(2 * Math.PI * (x - range[0]) / (range[1] - range[0]) * 1.5)]),
-  step: range => evenly(10, range).map((x, i) => [x, i < 5 ? -1 : 1]),
-  gap: ([low, high]) => [0.06, 0.12, 0.18, 0.24, 0.76, 0.82, 0.88, 0.94].map((part, i) => [low + part * (high - low), [0.2, 0.9, 0.4, -0.3, 0.5, -0.6, -0.2, 0.7][i]]),
-  waves: range => evenly(24, range).map(x => {
-    const angle = TWO_PI * (x - range[0]) / (range[1] - range[0])
-    return [x, [1, 2, 3, 4, 5, 6, 7].reduce((sum, k) => sum + Math.sin(k * angle + k * k), 0) / 4]
-  }),
-  one: ([low, high]) => [[low + 0.6 * (high - low), 1]],
-  none: () => []
-}
-const DATA_NAMES = [["sine", "a sine"], ["step", "a step"], ["gap", "two clusters, a gap"], ["waves", "seven waves"], ["one", "one point"], ["none", "draw your own"]]
-
-const rounded = value => Number(value.toPrecision(4))
-const numberText = value => (value === 0 ? "0" : value >= 1000 ? Math.round(value).toLocaleString("en") : value < 0.001 ? value.toExponential(1) : String(Number(value.toPrecision(2))))
-
-// The state in the address: every setting that is not that of the start, and the points.
-function toFragment(state) {
-  const parts = Object.keys(START).filter(key => key !== "points" && state[key] !== START[key]).map(key => `${key}=${state[key]}`)
-  if (state.data !== START.points) parts.push(state.data ? `data=${state.data}` : `points=${state.points.map(p => p.map(v => v.toFixed(2)).join(",")).join(";")}`)
-  return `#play:${parts.join("&")}`
-}
-
-// What a fragment says; null where it is none of ours. What is not understood is left out, with a word about it.
-function fromFragment(fragment) {
-  if (!fragment.startsWith("#play:")) return null
-  const given = new URLSearchParams(fragment.slice(6)), state = {}, unknown = []
-  const ranges = { depth: [1, 4], bStd: [0, 2], width: [2, 4096], members: [1, 20], rate: [0.01, 2], time: [-1, 5], seed: [0, 1e9] }
-  const words = { stage: Object.keys(STAGES), activation: ["relu", "erf"], end: ["true", "false"], frozen: ["true", "false"], data: Object.keys(DATA) }
-  for (const [key, value] of given) {
-    const number = Number(value)
-    if (ranges[key] && value !== "" && number >= ranges[key][0] && number <= ranges[key][1]) state[key] = number
-    else if (words[key]?.includes(value)) state[key] = value === "true" ? true : value === "false" ? false : value
-    else if (key === "points") state.points = value.split(";").map(pair => pair.split(",").map(Number)).filter(pair => pair.length === 2 && pair.every(Number.isFinite)).slice(0, MOST_POINTS)
-    else unknown.push(key)
-  }
-  return { state, unknown }
-}
+const SNAPSHOTS = 120 // over six decades of steps
+const LAST_OF_PLAY = 3 // decimal logarithm of the time
+const REACH = 24 // pixels of the screen from a point that still take hold of it
+const SNAP = 4 // pixels of the screen from another point's input that become that input
 
 function playground(root) {
   const state = { ...START }
-  let points = [], law = null, run = null, runs = [], playing = false, notice = ""
+  let points = [], law = null, run = null, runs = [], playing = null, notice = "" // playing: the time of the last frame
 
   // --- the picture, from back to front
   const narrow = root.clientWidth < 500
-  const plot = new Plot("Data points, the law of infinitely wide networks, and finite networks", { width: narrow ? 380 : 640, x: STAGES.line.x, y: [-HIGH, HIGH], xLabel: STAGES.line.xLabel, xTicks: STAGES.line.xTicks, yLabel: "output" })
+  const plot = new Plot("Data points, infinitely wide networks, and finite ones", { width: narrow ? 380 : 640, y: [-HIGH, HIGH], yLabel: "output", ...STAGES.line })
   const band = plot.curve("band"), members = plot.inside.appendChild(element("svg:g")), end = plot.curve("end"), mean = plot.curve("mean")
   const dots = plot.root.appendChild(element("svg:g"))
-  const bars = new Plot("How much of each mode has been learned", { x: [0, 1], y: [0, 1], width: 320, height: 180, yTicks: [0, 1], xLabel: "modes, fastest first", yLabel: "learned" })
-  const scatter = new Plot("Distance between network and infinite width, for each run", { x: [2, 4096], y: [-3, 0.5], width: 320, height: 180, left: 60, log: true,
-    xTicks: [[4, "4"], [32, "32"], [256, "256"], [2048, "2048"]], yTicks: [], xLabel: "width", yLabel: "distance" })
+  const bars = new Plot("How much of each mode has been learned", { x: [0, 1], y: [0, 1], width: 320, height: 170, yTicks: [0, 1], xLabel: "modes, first learned first", yLabel: "learned" })
+  const scatter = new Plot("Distance of each run against its width", { x: [1.4, 6000], y: [-3, 0.5], width: 320, height: 170, left: 60, log: true,
+    xTicks: [[2, "2"], [16, "16"], [128, "128"], [1024, "1024"]], yTicks: [], xLabel: "width", yLabel: "distance" })
   for (const power of [-3, -2, -1, 0]) scatter.axes.append(element("svg:text", { x: 54, y: scatter.toY(power) + 4, "text-anchor": "end" }, String(10 ** power)))
   const status = element("p", { class: "live-status" }), numbers = element("p", { class: "live-numbers", role: "status" }) // the latter is said aloud
+  const real = element("span")
+  const legend = element("p", { class: "live-legend" }, ...[["dot", "data: drag it"], ["mean", "infinitely wide networks, on average"], ["band", "where 90 % of them are"], ["member", real], ["end", "after infinite time"]]
+    .map(([name, text]) => element("span", { class: `live-key live-key-${name}` }, text)))
 
   // --- settings
-  const change = (what, retrain = true) => { Object.assign(state, what); if (retrain) restart(); else draw(); remember() }
+  const change = (what, retrain = true) => { Object.assign(state, what); notice = ""; if (retrain) restart(); else draw(); remember() }
   const controls = {
-    stage: choice("Stage", [["line", "a line"], ["circle", "the circle"]], state.stage, stage => { setData(state.data ?? "sine", stage) }),
-    data: choice("Data", DATA_NAMES, "sine", data => setData(data, state.stage)),
+    data: choice("Data", DATA_NAMES, state.points, data => { stop(); setData(data, state.stage) }),
+    width: slider("Width", { min: 1, max: 12, step: 1, value: Math.log2(state.width), text: v => String(2 ** v), onchange: v => change({ width: 2 ** v }) }),
+    rate: slider("Learning rate", { min: 0.05, max: 1.5, step: 0.05, value: state.rate, text: v => `${rounded(v)} × bound`, onchange: rate => change({ rate: rounded(rate) }) }),
+    frozen: toggle("Linearize the networks: their kernel stays as it was at the start", state.frozen, frozen => change({ frozen })),
+    stage: choice("Inputs", [["line", "on a line"], ["circle", "on a circle"]], state.stage, stage => { stop(); setData(state.data ?? START.points, stage) }),
     depth: slider("Hidden layers", { min: 1, max: 4, step: 1, value: state.depth, onchange: depth => change({ depth }) }),
     activation: choice("Activation", [["relu", "ReLU"], ["erf", "erf"]], state.activation, activation => change({ activation })),
-    bStd: slider("Bias", { min: 0, max: 2, step: 0.1, value: state.bStd, onchange: bStd => change({ bStd: rounded(bStd) }) }),
-    width: slider("Width", { min: 1, max: 12, step: 1, value: Math.log2(state.width), text: v => String(2 ** v), onchange: v => change({ width: 2 ** v }) }),
+    bStd: slider("Size of biases", { min: 0, max: 2, step: 0.1, value: state.bStd, onchange: bStd => change({ bStd: rounded(bStd) }) }),
     members: slider("Networks", { min: 1, max: 20, step: 1, value: state.members, onchange: members => change({ members }) }),
-    rate: slider("Learning rate", { min: 0.05, max: 1.5, step: 0.05, value: state.rate, text: v => `${rounded(v)} of the stability bound${v >= 1 ? ": unstable" : ""}`, onchange: rate => change({ rate: rounded(rate) }) }),
-    time: slider("Training time", { min: -1, max: 5, step: 0.05, value: state.time, text: v => numberText(10 ** v), onchange: time => { playing = false; change({ time: rounded(time) }, false); wake() } }),
-    end: toggle("Show the end of training (kernel regression)", state.end, value => change({ end: value }, false)),
-    frozen: toggle("Freeze the kernel (linearized networks)", state.frozen, frozen => change({ frozen }))
+    end: toggle("Show where training ends (kernel regression)", state.end, value => change({ end: value }, false))
   }
-  const play = button("Play", () => { playing = true; state.time = -1; runAgain() })
+  const clock = slider("Training time", { min: -1, max: 5, step: 0.05, value: state.time, text: v => numberText(10 ** v), onchange: time => { stop(); change({ time: rounded(time) }, false); wake() } })
+  const play = button("Play", () => (playing === null ? start() : stop()))
   const buttons = element("div", { class: "live-buttons" },
     button("New networks", () => change({ seed: state.seed + 1 })),
-    button("Remove a point", () => { if (points.length) setPoints(points.slice(0, -1)) }),
     button("Add a point", () => addPoint(freePlace())),
-    button("Forget the runs", () => { runs = []; drawScatter() }),
-    button("Start over", () => { runs = []; apply({ ...START }) }))
+    button("Remove a point", () => { if (points.length) setPoints(points.slice(0, -1)) }),
+    button("Clear the dots", () => { runs = []; drawScatter() }),
+    button("Start over", () => { runs = []; apply({ ...START }); remember() }))
+  const { data, width, rate, frozen, ...more } = controls, list = some => element("div", { class: "live-controls" }, ...Object.values(some).map(control => control.root))
+
+  function start() {
+    if (state.time >= LAST_OF_PLAY) setTime(-1)
+    playing = performance.now()
+    play.textContent = "Pause"
+    wake()
+  }
+
+  function stop() {
+    playing = null
+    play.textContent = "Play"
+  }
+
+  function setTime(time) {
+    state.time = clock.value = Math.min(LAST_OF_PLAY, time)
+  }
 
   // --- data points: dragged, added by a double click, removed by Delete
   const range = () => STAGES[state.stage].x
@@ -99,11 +72,11 @@ function playground(root) {
   }
   const addPoint = point => { if (points.length < MOST_POINTS) setPoints([...points, point]); else { notice = `No more than ${MOST_POINTS} points fit here.`; draw() } }
   const onStage = ([x, y]) => [Math.min(range()[1], Math.max(range()[0], x)), Math.min(HIGH, Math.max(-HIGH, y))]
-  plot.root.addEventListener("dblclick", event => { if (event.target.tagName !== "circle") addPoint(onStage(plot.at(event))) })
 
   function setPoints(moved, data = null) {
     points = moved.map(onStage)
     state.data = data
+    notice = ""
     controls.data.value = data ?? "none"
     drawDots()
     restart()
@@ -112,12 +85,44 @@ function playground(root) {
 
   function setData(data, stage) {
     state.stage = controls.stage.value = stage
-    const { x, xLabel, xTicks } = STAGES[stage]
-    Object.assign(plot, { x })
-    Object.assign(plot.labels, { xLabel, xTicks })
+    Object.assign(plot, { x: STAGES[stage].x })
+    Object.assign(plot.labels, STAGES[stage])
     plot.drawAxes()
-    setPoints(DATA[data](x), data)
+    setPoints(DATA[data](STAGES[stage].x), data)
   }
+
+  const moveTo = (i, place) => setPoints(points.map((point, j) => (j === i ? place : point)))
+
+  // The point next to a place on the screen, if one is within reach.
+  function nearest({ clientX, clientY }) {
+    const apart = [...dots.children].map((dot, i) => {
+      const { left, right, top, bottom } = dot.getBoundingClientRect()
+      return [Math.hypot((left + right) / 2 - clientX, (top + bottom) / 2 - clientY), i]
+    }).sort((a, b) => a[0] - b[0])
+    return apart.length && apart[0][0] <= REACH ? apart[0][1] : null
+  }
+
+  let held = null
+  plot.root.addEventListener("touchstart", event => { if (nearest(event.touches[0]) !== null) event.preventDefault() }, { passive: false })
+  plot.root.addEventListener("pointerdown", event => {
+    held = nearest(event)
+    if (held === null) return
+    event.preventDefault()
+    plot.root.setPointerCapture(event.pointerId)
+    dots.children[held].focus({ preventScroll: true })
+  })
+  plot.root.addEventListener("pointermove", event => {
+    if (held === null) return
+    const [x, y] = onStage(plot.at(event)), pixel = plot.at({ clientX: event.clientX + 1, clientY: event.clientY })[0] - plot.at(event)[0]
+    const same = points.find(([u], j) => j !== held && Math.abs(u - x) < SNAP * pixel)
+    moveTo(held, [same ? same[0] : x, y])
+  })
+  for (const over of ["pointerup", "pointercancel"]) plot.root.addEventListener(over, () => { held = null })
+  plot.root.addEventListener("dblclick", event => {
+    const i = nearest(event)
+    if (i === null) addPoint(onStage(plot.at(event)))
+    else setPoints(points.filter((_, j) => j !== i))
+  })
 
   function drawDots() {
     while (dots.childElementCount > points.length) dots.lastChild.remove()
@@ -125,51 +130,47 @@ function playground(root) {
     points.forEach(([x, y], i) => set(dots.children[i], { cx: plot.toX(x), cy: plot.toY(y), "aria-valuenow": y.toFixed(2), "aria-valuetext": `input ${x.toFixed(2)}, output ${y.toFixed(2)}`, "aria-label": `Data point ${i + 1} of ${points.length}` }))
   }
 
-  function dot(i) {
-    const move = place => { points[i] = onStage(place); state.data = null; controls.data.value = "none"; drawDots(); restart(); remember() }
-    const circle = element("svg:circle", { r: 8, class: "live-dot", tabindex: 0, role: "slider", "aria-valuemin": -HIGH, "aria-valuemax": HIGH,
-      onpointerdown: event => { event.preventDefault(); circle.setPointerCapture(event.pointerId); circle.focus() },
-      onpointermove: event => { if (circle.hasPointerCapture(event.pointerId)) move(plot.at(event)) },
-      ondblclick: event => { event.stopPropagation(); setPoints(points.filter((_, j) => j !== i)) },
-      onkeydown: event => {
-        const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key]
-        if (steps) move([points[i][0] + steps[0] * (range()[1] - range()[0]) / 100, points[i][1] + steps[1] / 25])
-        else if (["Delete", "Backspace"].includes(event.key)) { setPoints(points.filter((_, j) => j !== i)); dots.children[Math.min(i, points.length - 1)]?.focus() }
-        else return
-        event.preventDefault()
-      } })
-    return circle
-  }
+  const dot = i => element("svg:circle", { r: 8, class: "live-dot", tabindex: 0, role: "slider", "aria-valuemin": -HIGH, "aria-valuemax": HIGH,
+    onkeydown: event => {
+      const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key]
+      if (steps) moveTo(i, [points[i][0] + steps[0] * (range()[1] - range()[0]) / 100, points[i][1] + steps[1] / 25])
+      else if (["Delete", "Backspace"].includes(event.key)) { setPoints(points.filter((_, j) => j !== i)); dots.children[Math.min(i, points.length - 1)]?.focus() }
+      else return
+      event.preventDefault()
+    } })
 
   // --- infinite width
   function solve() {
     const { input } = STAGES[state.stage], xs = Array.from({ length: GRID }, (_, i) => range()[0] + (range()[1] - range()[0]) * i / (GRID - 1))
     const network = { depth: state.depth, activation: state.activation, bStd: state.bStd }, x = points.map(point => input(point[0])), grid = xs.map(input)
     const train = kernel(x, x, network), cross = kernel(grid, x, network), spectrum = factored(train.ntk)
-    const variances = grid.map(g => kernel([g], [g], network).nngp[0][0])
-    law = { xs, x, grid, network, y: points.map(point => point[1]), kernels: { train, cross, variances }, spectrum, fastest: Math.max(...spectrum.values, 0) }
-    law.bound = law.fastest ? 2 * points.length / law.fastest : 1
+    const variances = grid.map(g => kernel([g], [g], network).nngp[0][0]), fastest = Math.max(...spectrum.values, 0)
+    law = { xs, x, grid, network, y: points.map(point => point[1]), kernels: { train, cross, variances }, spectrum, bound: fastest ? 2 * points.length / fastest : 1 }
   }
 
   // --- finite width: trained to the present time in slices, with pictures kept on the way
   function restart() {
     solve()
-    runAgain()
-  }
-
-  function runAgain() {
-    const { x, y, grid, network, bound } = law, rate = state.rate * bound
-    run = { rate, snapshots: [], taking: null, next: 0, failed: false, counted: false }
+    if (state.width > mostWidth(state.depth)) {
+      state.width = mostWidth(state.depth)
+      controls.width.value = Math.log2(state.width)
+      notice = `Width ${state.width} is the largest for this depth.`
+    }
+    const { x, y, grid, network, bound } = law
+    run = { rate: state.rate * bound, snapshots: [], taking: null, next: 0, failed: false, counted: false }
     if (points.length) {
       run.ensemble = new Ensemble(x, y, grid, { ...network, width: state.width, members: state.members, seed: state.seed, linearized: state.frozen })
       run.starts = run.ensemble.onTrain.map(f => [...f])
     }
+    real.textContent = `${state.frozen ? "linearized" : "real"} networks of width ${state.width}`
     draw()
     wake()
   }
 
   const time = () => 10 ** state.time
   const goal = () => Math.round(time() / run.rate)
+  const shown = () => run.snapshots.filter(snapshot => snapshot.steps <= goal()).pop()
+  const arrived = () => shown()?.steps === goal()
 
   // A few milliseconds of work: steps, or where a picture is due, one network's function for it. Whether there is more.
   function work(until) {
@@ -196,15 +197,16 @@ function playground(root) {
     run.taking = null
   }
 
+  // While it plays, time waits for the networks.
   const wake = animated(root, () => {
-    if (playing) {
-      state.time = Math.min(5, state.time + 0.02)
-      controls.time.value = state.time
-      playing = state.time < 5
+    const more = work(performance.now() + 10), now = performance.now()
+    if (playing !== null && !more) {
+      setTime(state.time + Math.min(100, now - playing) / 1500)
+      if (state.time >= LAST_OF_PLAY || run.failed) stop()
     }
-    const more = work(performance.now() + 10)
+    if (playing !== null) playing = now
     draw()
-    return playing || more
+    return playing !== null || more || work(now) // of the new time
   })
 
   // --- what is seen
@@ -223,91 +225,107 @@ function playground(root) {
     set(mean, { d: plot.path(xs, now.mean) })
     set(band, { d: plot.band(xs, now.mean.map((m, i) => m - reach[i]), now.mean.map((m, i) => m + reach[i])) })
     set(end, { d: state.end && points.length ? plot.path(xs, lawAt(kernels, y, Infinity).mean) : "" })
+    legend.lastChild.hidden = !state.end
     drawBars(spectrum, t)
   }
 
   function drawMembers(xs) {
-    const shown = run.snapshots.filter(s => s.steps <= goal()).pop()?.f ?? []
-    while (members.childElementCount > shown.length) members.lastChild.remove()
-    while (members.childElementCount < shown.length) members.append(element("svg:path", { class: "live-member" }))
-    shown.forEach((f, i) => set(members.children[i], { d: plot.path(xs, f) }))
+    const functions = shown()?.f ?? []
+    while (members.childElementCount > functions.length) members.lastChild.remove()
+    while (members.childElementCount < functions.length) members.append(element("svg:path", { class: "live-member" }))
+    functions.forEach((f, i) => set(members.children[i], { d: plot.path(xs, f) }))
+    members.classList.toggle("live-late", !arrived())
   }
 
   function drawBars({ values }, t) {
-    const n = values.length
-    while (bars.inside.childElementCount > n) bars.inside.lastChild.remove()
-    while (bars.inside.childElementCount < n) bars.inside.append(element("svg:rect", { class: "live-bar" }))
-    values.forEach((value, i) => {
-      const learned = -Math.expm1(-value * t / n), x0 = bars.toX((n - 1 - i) / n), x1 = bars.toX((n - i) / n)
-      set(bars.inside.children[i], { x: x0 + 1, width: Math.max(1, x1 - x0 - 2), y: bars.toY(learned), height: bars.toY(0) - bars.toY(learned) })
-    })
+    const n = values.length, [low, high] = [bars.toY(0), bars.toY(1)]
+    bars.inside.replaceChildren(...values.flatMap((value, i) => {
+      const learned = bars.toY(-Math.expm1(-value * t / n)), x0 = bars.toX((n - 1 - i) / n), place = { x: x0 + 1, width: Math.max(1, bars.toX((n - i) / n) - x0 - 2) }
+      return [element("svg:rect", { class: "live-slot", ...place, y: high, height: low - high }), element("svg:rect", { class: "live-bar", ...place, y: learned, height: low - learned })]
+    }))
   }
 
   // Root mean square over the stage, the median over the networks: from the flow that starts where the network does.
-  function distances(t) {
-    const last = run.snapshots[run.snapshots.length - 1].f, first = run.snapshots[0].f, y = law.y
-    const apart = until => {
-      const matrix = flowMatrix(law.spectrum, until)
-      const sizes = last.map((f, s) => {
-        const weights = times(matrix, y.map((target, i) => target - run.starts[s][i])), flowed = times(law.kernels.cross.ntk, weights)
-        return Math.sqrt(flowed.reduce((sum, value, i) => sum + (f[i] - first[s][i] - value) ** 2, 0) / f.length)
-      }).sort((a, b) => a - b)
-      return sizes[Math.floor(sizes.length / 2)]
-    }
-    return { now: apart(t), end: apart(Infinity) }
+  function distance(t) {
+    const { xs, y, spectrum, kernels } = law, first = run.snapshots[0].f, matrix = flowMatrix(spectrum, t)
+    const sizes = shown().f.map((f, s) => {
+      const weights = times(matrix, y.map((target, i) => target - run.starts[s][i])), flowed = times(kernels.cross.ntk, weights)
+      return Math.sqrt(flowed.reduce((sum, value, i) => sum + (f[i] - first[s][i] - value) ** 2, 0) / xs.length)
+    }).sort((a, b) => a - b)
+    return sizes[Math.floor(sizes.length / 2)]
   }
 
   function drawNumbers(t) {
-    const { ensemble, failed } = run, done = ensemble && !failed && !run.taking && run.snapshots.length > 0 && ensemble.steps >= goal()
-    status.textContent = [statusText(t, done), notice].join(" ")
-    if (!done) { if (!ensemble) numbers.textContent = ""; return }
-    const apart = distances(t)
-    numbers.textContent = `Distance of a network from infinite width: ${numberText(apart.now)} at the same time, ${numberText(apart.end)} at the end of training.`
-    if (!run.counted && !playing && !state.frozen) { run.counted = true; runs.push([state.width, apart.now]); drawScatter() }
+    status.textContent = [statusText(t), notice].join(" ")
+    if (run.told === t) return // as it stands
+    const told = run.failed ? "Distance: none, as the networks diverged." : arrived() ? null : points.length ? "Distance: still training." : ""
+    run.told = told === null ? t : undefined
+    if (told !== null) { if (numbers.textContent !== told) numbers.textContent = told; return }
+    const [now, last] = [distance(t), distance(Infinity)]
+    numbers.textContent = `Distance between a network and its infinitely wide partner: ${numberText(now)} at this time, ${numberText(last)} from where training ends.`
+    if (!run.counted && playing === null) { run.counted = true; runs.push({ width: state.width, distance: now, like: likeness(), frozen: state.frozen }); drawScatter() }
   }
 
-  function statusText(t, done) {
+  function statusText(t) {
     const { ensemble, failed, rate } = run
     if (!ensemble) return "No data yet: double-click the picture, or press “Add a point”. The band is where untrained networks are."
     if (failed) return `Diverged after ${ensemble.steps} steps: the learning rate is ${state.rate >= 1 ? "beyond" : "too close to"} the stability bound. Training has stopped; lower the rate.`
-    if (!done) return `Training: time ${numberText(ensemble.steps * rate)} of ${numberText(t)}, ${ensemble.steps} steps.`
-    if (coinciding()) return "Two points coincide with different targets: no function fits both, and the mode of their difference is never learned."
-    return `Trained to time ${numberText(t)}: ${goal()} steps of ${numberText(rate)}.`
+    const same = coinciding() ? " Two points coincide with different targets: no function fits both, and the mode of their difference is never learned." : ""
+    if (!arrived()) return `Training: the blue networks are at time ${numberText(Math.min(t, ensemble.steps * rate))}, orange is at ${numberText(t)}.${same}`
+    return `Trained to time ${numberText(t)}: ${goal()} steps of ${numberText(rate)}.${same}`
   }
 
   const coinciding = () => points.some(([x, y], i) => points.some(([u, v], j) => j < i && Math.abs(x - u) < 1e-9 && Math.abs(y - v) > 1e-3))
 
+  // What two runs must have in common for their distances to be compared over the width.
+  const likeness = () => toFragment({ ...state, points, width: START.width, seed: START.seed, end: START.end })
+
   function drawScatter() {
-    scatter.inside.replaceChildren(...runs.map(([width, distance]) => element("svg:circle", { r: 4, class: "live-run", cx: scatter.toX(width), cy: scatter.toY(Math.log10(Math.max(1e-3, distance))) })))
+    const now = likeness(), place = ({ width, distance }) => ({ cx: scatter.toX(width), cy: scatter.toY(Math.log10(Math.max(1e-3, distance))) })
+    const first = runs.find(({ like, frozen }) => like === now && !frozen), power = width => Math.log10(first.distance * Math.sqrt(first.width / width))
+    scatter.inside.replaceChildren(
+      element("svg:path", { class: "live-end", d: first ? scatter.path([1.4, 6000], [power(1.4), power(6000)]) : "" }),
+      ...runs.map(run => element("svg:circle", { r: 4, class: `live-run${run.like === now ? "" : " live-other"}${run.frozen ? " live-hollow" : ""}`, ...place(run) })))
   }
 
   // --- the address
   let remembering = null
   function remember() {
-    notice = ""
     clearTimeout(remembering)
     remembering = setTimeout(() => history.replaceState(null, "", toFragment({ ...state, points })), 300)
+    drawScatter()
   }
 
   function apply(wanted, unknown = []) {
-    Object.assign(state, wanted)
-    for (const [key, control] of Object.entries(controls)) if (key in state && key !== "data") control.value = key === "width" ? Math.log2(state.width) : state[key]
-    const data = wanted.data ?? (wanted.points && wanted.points !== START.points ? null : "sine"), given = wanted.points
-    setData(data ?? "none", state.stage)
-    if (!data) setPoints(given)
-    notice = unknown.length ? `The address has settings that are not known here: ${unknown.join(", ")}.` : ""
+    stop()
+    const { points: given, play: playNow, ...rest } = wanted
+    Object.assign(state, rest)
+    for (const [key, control] of Object.entries({ ...controls, time: clock })) if (key in state && key !== "data") control.value = key === "width" ? Math.log2(state.width) : state[key]
+    const own = Array.isArray(given) ? given : null
+    setData(own ? "none" : rest.data ?? START.points, state.stage)
+    if (own) setPoints(own)
+    notice = unknown.length ? `The address has settings that are not known here: ${unknown.join(", ")}.` : notice
     draw()
+    if (playNow) start()
   }
 
-  const follow = () => { const found = fromFragment(location.hash); if (found) apply({ ...START, ...found.state, points: found.state.points ?? START.points }, found.unknown) }
-  addEventListener("hashchange", follow)
+  const follow = fragment => { const found = fromFragment(fragment); if (found) apply({ ...START, ...found.state }, found.unknown); return found }
+  addEventListener("hashchange", () => follow(location.hash))
+  document.addEventListener("click", event => {
+    const link = event.target.closest?.("a[href^='#play:']")
+    if (!link) return
+    event.preventDefault()
+    follow(link.getAttribute("href"))
+    root.scrollIntoView({ behavior: still() ? "instant" : "smooth", block: "start" })
+  })
 
   root.append(
-    plot.root, element("div", { class: "live-buttons live-clock" }, play, controls.time.root), status, numbers,
-    element("div", { class: "live-controls" }, ...Object.values(controls).filter(c => c !== controls.time).map(c => c.root)), buttons,
+    plot.root, legend, element("div", { class: "live-buttons live-clock" }, play, clock.root), status, numbers,
     element("div", { class: "live-pair" },
-      element("figure", {}, bars.root, element("figcaption", {}, "The share of each mode that infinite width has learned.")),
-      element("figure", {}, scatter.root, element("figcaption", {}, "One dot for each run that has arrived: distance at the same time."))))
+      element("figure", {}, bars.root, element("figcaption", {}, "How much of each mode infinite width has learned.")),
+      element("figure", {}, scatter.root, element("figcaption", {}, "A dot for each run that has arrived; faint, of other settings. Dashed: one over the root of the width."))),
+    list({ data, width, rate, frozen }), buttons,
+    element("details", { class: "live-more" }, element("summary", {}, "More settings"), list(more)))
   apply({ ...START })
-  follow()
+  follow(location.hash)
 }

@@ -1,6 +1,7 @@
 """The engine of the live figures gives the numbers of the package."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -181,16 +182,16 @@ def test_points_by_the_keyboard(playground):
     tab.keyboard.press("ArrowUp")
     assert float(point.get_attribute("aria-valuenow")) == pytest.approx(value + 0.04, abs=0.011)
     tab.keyboard.press("Delete")
-    assert tab.locator(".live-dot").count() == 8
-    tab.get_by_role("button", name="Add a point").click()
     assert tab.locator(".live-dot").count() == 9
+    tab.get_by_role("button", name="Add a point").click()
+    assert tab.locator(".live-dot").count() == 10
 
 
 def test_what_is_linked_is_what_is_seen(playground):
-    scene = "stage=circle&bStd=0.1&width=64&members=3&time=1&end=true&data=step"
+    scene = "stage=circle&bStd=0.1&width=64&members=3&time=1&end=true&data=sine"
     tab = playground(scene)
     settled(tab)
-    assert tab.locator(".live-dot").count() == 10
+    assert tab.locator(".live-dot").count() == 9
     assert curve(tab, "end")
     tab.get_by_role("button", name="New networks").click()
     tab.wait_for_function("location.hash.includes('seed=1')")
@@ -201,7 +202,7 @@ def test_what_is_linked_is_what_is_seen(playground):
 @pytest.mark.parametrize("frozen", [True, False])
 def test_beyond_the_stability_bound(playground, frozen):
     """Frozen, it diverges and says so; with a kernel that moves, width 64 finds its way."""
-    tab = playground(f"rate=1.3&time=3&width=64&frozen={str(frozen).lower()}")
+    tab = playground(f"data=sine&rate=1.1&time=3&width=64&frozen={str(frozen).lower()}")
     text = settled(tab, "Diverged" if frozen else "Trained")
     assert not frozen or "beyond the stability bound" in text
 
@@ -210,12 +211,74 @@ def test_no_points_coinciding_points_and_settings_that_are_not_ours(playground):
     tab = playground("points=")
     assert "No data yet" in tab.locator(".live-status").inner_text()
     tab = playground("points=0,1;0,-1;1,9&time=1&width=16")
-    text = settled(tab, "Two points coincide")
-    assert "never learned" in text
+    assert "Two points coincide" in settled(tab)
     assert [d.get_attribute("aria-valuenow") for d in tab.locator(".live-dot").all()] == ["1.00", "-1.00", "2.00"]
     assert "NaN" not in curve(tab, "mean") + curve(tab, "band")
     tab = playground("depth=7&colour=red&time=0")
     assert "depth, colour" in tab.locator(".live-status").inner_text()
+
+
+def test_play_waits_for_the_networks_and_pauses(playground):
+    tab = playground("stage=circle&data=waves&width=256&members=2&time=-1")
+    settled(tab)
+    tab.get_by_role("button", name="Play").click()
+    status = tab.locator(".live-status")
+    tab.wait_for_function("document.querySelector('.live-clock output').textContent > 1")
+    blue, orange = re.search(r"at time ([\d.]+), orange is at ([\d.]+)|$", status.inner_text()).groups(default="1")
+    assert float(orange) <= 1.3 * float(blue)  # a step of the clock
+    tab.get_by_role("button", name="Pause").click()
+    paused = settled(tab)
+    tab.wait_for_timeout(300)
+    assert status.inner_text() == paused
+    assert "at this time" in tab.locator(".live-numbers").inner_text()
+
+
+def test_distances_belong_to_what_is_drawn(playground):
+    """Back in time, the number is that of a run to there."""
+    tab = playground("width=64&members=3&time=1")
+    settled(tab)
+    there = tab.locator(".live-numbers").inner_text()
+    tab = playground("width=64&members=3&time=2")
+    settled(tab, "Trained to time 100")
+    assert tab.locator(".live-numbers").inner_text() != there
+    tab.get_by_label("Training time").fill("1")
+    text = settled(tab, "Trained to time 10|Training")
+    assert tab.locator(".live-numbers").inner_text() == (
+        there if text.startswith("Trained") else "Distance: still training."
+    )
+
+
+def test_links_set_the_scene_and_show_it(playground):
+    tab = playground("time=0&width=4")
+    for link in tab.locator("a[href^='#play:']").all():
+        for _ in range(2):  # the second time, the address is the same
+            link.scroll_into_view_if_needed()
+            link.click()
+            tab.wait_for_function("document.querySelector('.live').getBoundingClientRect().top > -50")
+        assert "not known" not in tab.locator(".live-status").inner_text()
+
+
+def test_a_finger_moves_a_point_up_and_the_page_stays(browser, site):
+    with browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True) as context:
+        tab = context.new_page()
+        tab.goto((site / "book" / "playground.html").as_uri() + "#play:width=4&members=1&time=0")
+        box = tab.locator(".live-dot").nth(2).bounding_box()
+        x, y = box["x"] + box["width"] / 2 + 9, box["y"] + box["height"] / 2  # a finger is not exact
+        touch = context.new_cdp_session(tab)
+
+        def send(kind, *points):
+            touch.send(
+                "Input.dispatchTouchEvent",
+                {"type": kind, "touchPoints": [dict(zip("xy", p, strict=True)) for p in points]},
+            )
+
+        send("touchStart", (x, y))
+        for step in range(1, 7):
+            send("touchMove", (x, y - 10 * step))
+        send("touchEnd")
+        moved = tab.locator(".live-dot").nth(2).bounding_box()
+        assert moved["y"] == pytest.approx(box["y"] - 60, abs=2)
+        assert tab.evaluate("scrollY") == 0
 
 
 def test_a_picture_stands_where_scripts_do_not_run(browser, site):
