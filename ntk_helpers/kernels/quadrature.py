@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import torch
@@ -43,8 +42,7 @@ class Quadrature(Smooth):
         return dual.to(c), lambda: slope().to(c)
 
     def layer(self, q1: Tensor, q2: Tensor, dtype: torch.dtype) -> Callable[..., Dual]:
-        one = q2 is q1
-        both, offset = _Coefficients(self, q1 if one else torch.cat([q1, q2]), dtype), 0 if one else len(q1)
+        both, offset = _Coefficients(self, q1, q2, dtype), 0 if q2 is q1 else len(q1)
 
         def tile(rows, columns, c, angle):
             start, stop, _ = columns.indices(len(q2))
@@ -101,21 +99,24 @@ class _Dual(torch.autograd.Function):
 
 
 class _Coefficients:
-    """Hermite coefficients of an activation and of its derivatives, at some variances; each computed when asked for."""
+    """Hermite coefficients of an activation and of its derivatives, at the variances of the rows and of the columns of
+    a kernel, which may be the same; each computed when asked for."""
 
-    def __init__(self, quadrature, variances, dtype):
+    def __init__(self, quadrature, q1, q2, dtype):
+        one = q2 is q1
         self.quadrature = quadrature
-        self.norm = variances.detach().double().sqrt()
+        self.norm = (q1 if one else torch.cat([q1, q2])).detach().double().sqrt()
+        self.sides = [slice(None)] * 2 if one else [slice(len(q1)), slice(len(q1), None)]
         self.rounding = max(torch.finfo(dtype).eps, 100 * torch.finfo(torch.float64).eps)
         self._found = {}
 
-    def of(self, m1, m2):
-        """Of two derivatives the coefficients (degree, variances), the relative rest after each term, and the error."""
-        orders = tuple(sorted((m1, m2)))
+    def of(self, *orders):
+        """Of a derivative for the rows and one for the columns: coefficients (degree, variances) of each, the relative
+        rest after each term, and the error."""
         if orders not in self._found:
             self._found[orders] = self._compute(orders)
         coefficients, rest, error = self._found[orders]
-        return coefficients[m1], coefficients[m2], rest, error
+        return *(coefficients[order] for order in orders), rest, error
 
     def _compute(self, orders):
         """In float64, as the sums over the nodes lose digits; cut where the rest of the product's terms is rounding."""
@@ -131,15 +132,23 @@ class _Coefficients:
 
     def _by_rule(self, orders, nodes, other_nodes, degree):
         found = {order: self._by_nodes(order, nodes, degree) for order in orders}
-        relative = {order: torch.where(total > 0, total, 1.0) for order, (_, total) in found.items()}
-        tails = [((found[m][1] - found[m][0].square().cumsum(0)) / relative[m]).amax(1).clamp(min=0) for m in orders]
-        rest = (tails[0] * tails[1]).sqrt()  # by Cauchy and Schwarz
+        rest = self._root_of_both(
+            orders, {m: total - every.square().cumsum(0) for m, (every, total) in found.items()}, found
+        )
         last = int((rest > self.rounding).sum().clamp(max=degree))
         coefficients = {order: every[: last + 1] for order, (every, _) in found.items()}
         others = {order: self._by_nodes(order, other_nodes, last)[0] for order in found}
-        products, by_others, size = (prod(of[m] for m in orders) for of in (coefficients, others, relative))
-        apart = ((products - by_others).abs().sum(0) / size.sqrt()).max()
-        return coefficients, rest[: last + 1], torch.maximum(rest[last], apart).item()
+        apart = {m: (coefficients[m].square() - others[m].square()).abs().sum(0, keepdim=True) for m in found}
+        error = torch.maximum(rest[last], self._root_of_both(orders, apart, found)[0])
+        return coefficients, rest[: last + 1], error.item()
+
+    def _root_of_both(self, orders, errors, found):
+        """Of errors of mean squares (..., variances) by order, relative to these and the largest of either side: the
+        root of the product of both sides', which by Cauchy and Schwarz is that of E[f(u) g(v)]."""
+        relative = {m: errors[m] / torch.where(total > 0, total, 1.0) for m, (_, total) in found.items()}
+        left, right = (relative[m][:, side].amax(1) for m, side in zip(orders, self.sides, strict=True))
+        least = torch.finfo(left.dtype).eps  # what is left of a sum may be zero or less by rounding
+        return (left.clamp(min=least) * right.clamp(min=least)).sqrt()
 
     def _by_nodes(self, order, number, degree):
         """Coefficients and the mean square, by the rule of this number of nodes."""
