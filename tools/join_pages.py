@@ -56,6 +56,8 @@ def on_paper(article):
         chrome.decompose()
     for fold in article.select("details.hide:not(:has(.cell_output))"):
         fold.decompose()
+    for scene in article.select("a[href^='#play:']"):
+        scene.unwrap()
     return article
 
 
