@@ -300,10 +300,11 @@ def test_every_chapter_says_what_it_took_and_how_to_cite_it(site):
 
 
 def test_the_account_of_the_build_is_of_this_build(site):
-    times, *versions = parse(site / "book/reference/build.html").select("article table")
+    times, mutants, *versions = parse(site / "book/reference/build.html").select("article table")
     rows = {tuple(row.get_text(" ").split()) for row in times.select("tbody tr")}
     took = {row[0]: (float(row[-2]), row[-1]) for row in rows}
     assert took == {chapter.docname: (round(chapter.executed().seconds, 2), "✓") for chapter in chapters()}
+    assert mutants.select("tbody tr")[-1].td.get_text() == "all"
     for table in versions:
         assert f"torch {version('torch')}" in " ".join(table.get_text(" ").split())
 
