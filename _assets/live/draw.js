@@ -8,9 +8,9 @@ function element(tag, attributes = {}, ...children) {
   const made = document.createElementNS(space, name)
   for (const [key, value] of Object.entries(attributes)) {
     if (key.startsWith("on")) made.addEventListener(key.slice(2), value)
-    else if (value !== null && value !== false) made.setAttribute(key, value === true ? "" : value)
+    else if (value !== false) made.setAttribute(key, value === true ? "" : value)
   }
-  made.append(...children.filter(child => child !== null))
+  made.append(...children)
   return made
 }
 
@@ -90,20 +90,20 @@ function slider(name, { min, max, step, value, text = String, onchange }) {
   const show = () => { output.textContent = text(Number(input.value)); set(input, { "aria-valuetext": output.textContent }) }
   input.addEventListener("input", () => { show(); onchange(Number(input.value)) })
   return { root: element("label", { class: "live-control" }, element("span", {}, name), input, output),
-    get value() { return Number(input.value) }, set value(v) { input.value = v; show() } }
+    set value(v) { input.value = v; show() } }
 }
 
-// A choice among a few, by buttons of which one is pressed.
+// A choice among a few.
 function choice(name, options, value, onchange) {
   const input = element("select", { onchange: () => onchange(input.value) }, ...options.map(([key, text]) => element("option", { value: key, selected: key === value }, text)))
   return { root: element("label", { class: "live-control" }, element("span", {}, name), input),
-    get value() { return input.value }, set value(v) { input.value = v } }
+    set value(v) { input.value = v } }
 }
 
 function toggle(name, value, onchange) {
   const input = element("input", { type: "checkbox", checked: value, onchange: () => onchange(input.checked) })
   return { root: element("label", { class: "live-control live-toggle" }, input, element("span", {}, name)),
-    get value() { return input.checked }, set value(v) { input.checked = v } }
+    set value(v) { input.checked = v } }
 }
 
 const button = (text, onclick) => element("button", { type: "button", onclick }, text)

@@ -62,10 +62,10 @@ function flow(kernel, y, f0, t) {
   return times(kernel, weights).map((change, i) => f0[i] + change)
 }
 
-// Mean and variance at time t where they are wanted. `train` and `cross` are kernels {nngp, ntk} on the training points
-// and between the points wanted and these; `variances` are those of the NNGP at the points wanted.
-function lawAt({ train, cross, variances }, y, t) {
-  const spread = factored(train.nngp), roots = spread.values.map(Math.sqrt), ofFlow = flowMatrix(factored(train.ntk), t)
+// Mean and variance at time t where they are wanted. `spread` and `spectrum` are the NNGP and NTK on the training points,
+// factored; `cross` the kernels {nngp, ntk} between the points wanted and these, `variances` the NNGP's at the former.
+function lawAt({ spread, spectrum, cross, variances }, y, t) {
+  const roots = spread.values.map(Math.sqrt), ofFlow = flowMatrix(spectrum, t)
   const weights = times(ofFlow, y), mean = times(cross.ntk, weights)
   const variance = cross.nngp.map((row, i) => {
     const memory = times(ofFlow, cross.ntk[i]) // how the function there follows what it lacks on the training points
@@ -83,7 +83,8 @@ function lawAt({ train, cross, variances }, y, t) {
 function law({ nngp, ntk }, y, t) {
   const n = y.length, corner = rows => rows.slice(0, n).map(row => row.slice(0, n)), below = rows => rows.slice(n).map(row => row.slice(0, n))
   return lawAt({
-    train: { nngp: corner(nngp), ntk: corner(ntk) },
+    spread: factored(corner(nngp)),
+    spectrum: factored(corner(ntk)),
     cross: { nngp: below(nngp), ntk: below(ntk) },
     variances: nngp.slice(n).map((row, i) => row[n + i])
   }, y, t)

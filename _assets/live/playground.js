@@ -84,11 +84,15 @@ function playground(root) {
   }
 
   function setData(data, stage) {
+    showStage(stage)
+    setPoints(DATA[data](range()), data)
+  }
+
+  function showStage(stage) {
     state.stage = controls.stage.value = stage
-    Object.assign(plot, { x: STAGES[stage].x })
+    plot.x = range()
     Object.assign(plot.labels, STAGES[stage])
     plot.drawAxes()
-    setPoints(DATA[data](STAGES[stage].x), data)
   }
 
   const moveTo = (i, place) => setPoints(points.map((point, j) => (j === i ? place : point)))
@@ -143,9 +147,9 @@ function playground(root) {
   function solve() {
     const { input } = STAGES[state.stage], xs = Array.from({ length: GRID }, (_, i) => range()[0] + (range()[1] - range()[0]) * i / (GRID - 1))
     const network = { depth: state.depth, activation: state.activation, bStd: state.bStd }, x = points.map(point => input(point[0])), grid = xs.map(input)
-    const train = kernel(x, x, network), cross = kernel(grid, x, network), spectrum = factored(train.ntk)
+    const train = kernel(x, x, network), cross = kernel(grid, x, network), [spread, spectrum] = [train.nngp, train.ntk].map(factored)
     const variances = grid.map(g => kernel([g], [g], network).nngp[0][0]), fastest = Math.max(...spectrum.values, 0)
-    law = { xs, x, grid, network, y: points.map(point => point[1]), kernels: { train, cross, variances }, spectrum, bound: fastest ? 2 * points.length / fastest : 1 }
+    law = { xs, x, grid, network, y: points.map(point => point[1]), kernels: { spread, spectrum, cross, variances }, bound: fastest ? 2 * points.length / fastest : 1 }
   }
 
   // --- finite width: trained to the present time in slices, with pictures kept on the way
@@ -219,14 +223,14 @@ function playground(root) {
   }
 
   function drawLaw(t) {
-    const { xs, kernels, y, spectrum } = law
+    const { xs, kernels, y } = law
     const now = points.length ? lawAt(kernels, y, t) : { mean: xs.map(() => 0), variance: kernels.variances }
     const reach = now.variance.map(v => 1.645 * Math.sqrt(v))
     set(mean, { d: plot.path(xs, now.mean) })
     set(band, { d: plot.band(xs, now.mean.map((m, i) => m - reach[i]), now.mean.map((m, i) => m + reach[i])) })
     set(end, { d: state.end && points.length ? plot.path(xs, lawAt(kernels, y, Infinity).mean) : "" })
     legend.lastChild.hidden = !state.end
-    drawBars(spectrum, t)
+    drawBars(kernels.spectrum, t)
   }
 
   function drawMembers(xs) {
@@ -247,7 +251,7 @@ function playground(root) {
 
   // Root mean square over the stage, the median over the networks: from the flow that starts where the network does.
   function distance(t) {
-    const { xs, y, spectrum, kernels } = law, first = run.snapshots[0].f, matrix = flowMatrix(spectrum, t)
+    const { xs, y, kernels } = law, first = run.snapshots[0].f, matrix = flowMatrix(kernels.spectrum, t)
     const sizes = shown().f.map((f, s) => {
       const weights = times(matrix, y.map((target, i) => target - run.starts[s][i])), flowed = times(kernels.cross.ntk, weights)
       return Math.sqrt(flowed.reduce((sum, value, i) => sum + (f[i] - first[s][i] - value) ** 2, 0) / xs.length)
@@ -301,9 +305,7 @@ function playground(root) {
     const { points: given, play: playNow, ...rest } = wanted
     Object.assign(state, rest)
     for (const [key, control] of Object.entries({ ...controls, time: clock })) if (key in state && key !== "data") control.value = key === "width" ? Math.log2(state.width) : state[key]
-    const own = Array.isArray(given) ? given : null
-    setData(own ? "none" : rest.data ?? START.points, state.stage)
-    if (own) setPoints(own)
+    if (Array.isArray(given)) { showStage(state.stage); setPoints(given) } else setData(rest.data ?? START.points, state.stage)
     notice = unknown.length ? `The address has settings that are not known here: ${unknown.join(", ")}.` : notice
     draw()
     if (playNow) start()
@@ -326,6 +328,5 @@ function playground(root) {
       element("figure", {}, scatter.root, element("figcaption", {}, "A dot for each run that has arrived; faint, of other settings. Dashed: one over the root of the width."))),
     list({ data, width, rate, frozen }), buttons,
     element("details", { class: "live-more" }, element("summary", {}, "More settings"), list(more)))
-  apply({ ...START })
-  follow(location.hash)
+  if (!follow(location.hash)) apply({ ...START })
 }
